@@ -1,0 +1,221 @@
+"""Backbones: face images in, embeddings out. The only package that imports flax.linen.
+
+    backbone = create_backbone("iresnet50", dtype="bfloat16")
+    params, batch_stats = backbone.init(jax.random.key(0), image_size=112)
+    embeddings, batch_stats = backbone.apply(params, batch_stats, images, train=True)
+
+Everything outside sees `init` and `apply`, two pure functions of pytrees of arrays; the
+Linen module behind them is private.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from hyperface_jax.backbones.iresnet import (
+    IResNet18,
+    IResNet34,
+    IResNet50,
+    IResNet100,
+    IResNet200,
+)
+from hyperface_jax.backbones.sfnet import SFNet4, SFNet10, SFNet20, SFNet36, SFNet64
+
+__all__ = ["BACKBONES", "DTYPES", "STRIDE", "Backbone", "create_backbone"]
+
+STRIDE = 16
+"""Pixels of the image a pixel of the last feature map; sizes are multiples of it."""
+
+DTYPES = ("float32", "bfloat16")
+
+Tree = Mapping[str, Any]
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "sfnet4": SFNet4,
+    "sfnet10": SFNet10,
+    "sfnet20": SFNet20,
+    "sfnet36": SFNet36,
+    "sfnet64": SFNet64,
+    "sfnet4_bn": partial(SFNet4, norm=True),
+    "sfnet10_bn": partial(SFNet10, norm=True),
+    "sfnet20_bn": partial(SFNet20, norm=True),
+    "sfnet36_bn": partial(SFNet36, norm=True),
+    "sfnet64_bn": partial(SFNet64, norm=True),
+    "sfnet4_deprecated": partial(SFNet4, older_layout=True),
+    "sfnet10_deprecated": partial(SFNet10, older_layout=True),
+    "sfnet20_deprecated": partial(SFNet20, older_layout=True),
+    "sfnet36_deprecated": partial(SFNet36, older_layout=True),
+    "sfnet64_deprecated": partial(SFNet64, older_layout=True),
+    "iresnet18": IResNet18,
+    "iresnet34": IResNet34,
+    "iresnet50": IResNet50,
+    "iresnet100": IResNet100,
+    "iresnet200": IResNet200,
+}
+"""Name -> constructor of the network, taking the keywords of `create_backbone`.
+
+`_bn`: with BatchNorm. `_deprecated`: OpenSphere's older layout, the one of all its
+VGGFace2 recipes.
+"""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network as two pure functions.
+
+    Attributes:
+      name: key in `BACKBONES`.
+      embedding_dim: D.
+      module: the Linen module; private to this package.
+      needs_key: training draws random numbers (dropout or stochastic depth).
+      frozen: paths of parameters that get no gradient, e.g. ("features", "scale"). An
+        optimizer must leave them alone: weight decay would shrink them all the same.
+    """
+
+    name: str
+    embedding_dim: int
+    module: nn.Module
+    needs_key: bool = False
+    frozen: tuple[tuple[str, ...], ...] = ()
+
+    def init(self, key: Array, image_size: int) -> tuple[Tree, Tree]:
+        """Fresh parameters and batch statistics, all float32.
+
+        Works under `jax.eval_shape` and `jax.jit` (with `image_size` static).
+
+        Args:
+          key: PRNG key.
+          image_size: height and width of the images, a multiple of 16.
+
+        Returns:
+          (params, batch_stats), nested dicts; batch_stats is {} without BatchNorm.
+        """
+        _check_size(image_size, image_size)
+        image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+        # Lazy: no convolution runs, only the initialisers.
+        variables = self.module.lazy_init({"params": key}, image, train=False)
+        return variables["params"], variables.get("batch_stats", {})
+
+    def apply(
+        self,
+        params: Tree,
+        batch_stats: Tree,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool,
+        weight: Float[Array, "B"] | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B D"], Tree]:
+        """Embeds images.
+
+        Args:
+          params: as from `init` for this image size.
+          batch_stats: running statistics, {} without BatchNorm.
+          images: RGB, floating, normalised to [-1, 1].
+          train: batch statistics, dropout and stochastic depth instead of evaluation.
+          weight: in training, images of weight 0 take no part in batch statistics.
+          key: PRNG key; in training required where `needs_key`, otherwise unused.
+
+        Returns:
+          (embeddings float32 [B, D], not normalised; the new batch_stats, of the same
+          tree structure, which are the old ones without training).
+        """
+        self._check_images(params, images, weight)
+        variables = {"params": params, "batch_stats": batch_stats}
+        if not train:
+            return self.module.apply(variables, images, train=False), batch_stats
+        if self.needs_key and key is None:
+            raise ValueError(
+                f"{self.name} has dropout or drop_path: training needs a key, got None"
+            )
+        embeddings, changed = self.module.apply(
+            variables,
+            images,
+            train=True,
+            weight=weight,
+            rngs={"dropout": key} if self.needs_key else None,
+            mutable=["batch_stats"],
+        )
+        return embeddings, changed.get("batch_stats", {})
+
+    def _check_images(self, params: Tree, images: Array, weight: Array | None) -> None:
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images are {list(images.shape)}, expected [B, H, W, 3]")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"images are {images.dtype}, expected floating values in [-1, 1]"
+            )
+        batch, height, width, _ = images.shape
+        _check_size(height, width)
+        rows = params["fc"]["kernel"].shape[0]
+        pixels = (height // STRIDE) * (width // STRIDE)
+        if rows != pixels * self.module.width * 8:
+            raise ValueError(
+                f"images are {height}x{width}, but the parameters of {self.name} are for "
+                f"images of {rows // (self.module.width * 8) * STRIDE**2} pixels"
+            )
+        if weight is not None and weight.shape != (batch,):
+            raise ValueError(f"weight is {list(weight.shape)}, expected [{batch}]")
+
+
+def _check_size(height: int, width: int) -> None:
+    if min(height, width) < STRIDE or height % STRIDE or width % STRIDE:
+        raise ValueError(
+            f"image size is {height}x{width}, expected multiples of {STRIDE}"
+        )
+
+
+def create_backbone(
+    name: str,
+    *,
+    embedding_dim: int = 512,
+    width: int = 64,
+    dtype: str = "float32",
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> Backbone:
+    """Looks up a network of `BACKBONES` and sets its size.
+
+    Args:
+      name: key in `BACKBONES`.
+      embedding_dim: D.
+      width: channels of the first stage, the others have 2, 4, 8 times as many; 64 is
+        the published network.
+      dtype: "float32" or "bfloat16", of the computation. Parameters, statistics and the
+        embedding are float32 in both.
+      dropout: rate in [0, 1) before the Linear.
+      drop_path: stochastic-depth rate in [0, 1) of the last residual block, growing
+        linearly from 0 at the first.
+    """
+    if name not in BACKBONES:
+        raise ValueError(
+            f"backbone is {name!r}, expected one of {', '.join(BACKBONES)}"
+        )
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    for field, value in {"embedding_dim": embedding_dim, "width": width}.items():
+        if value < 1:
+            raise ValueError(f"{field} is {value}, expected at least 1")
+    for field, value in {"dropout": dropout, "drop_path": drop_path}.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{field} is {value}, expected at least 0 and below 1")
+    module = BACKBONES[name](
+        embedding_dim=embedding_dim,
+        width=width,
+        dtype=jnp.dtype(dtype),
+        dropout=dropout,
+        drop_path=drop_path,
+    )
+    return Backbone(
+        name=name,
+        embedding_dim=embedding_dim,
+        module=module,
+        needs_key=dropout > 0 or drop_path > 0,
+        frozen=(("features", "scale"),) if name.startswith("iresnet") else (),
+    )

@@ -1,0 +1,1 @@
+"""Data: records, builders, the pipeline, pairs. The only place that knows Grain, TFDS."""

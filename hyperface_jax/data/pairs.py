@@ -1,0 +1,139 @@
+"""Verification pairs: which images to compare, and in which fold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from etils import epath
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of records of one dataset.
+
+    Attributes:
+      first: int64 [n], row of the first image.
+      second: int64 [n], row of the second image.
+      is_genuine: bool [n], the two show one person.
+      fold: int64 [n], from 0.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    is_genuine: np.ndarray
+    fold: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def take(self, mask: np.ndarray) -> "Pairs":
+        """The pairs where `mask` [n] is True."""
+        return Pairs(*(getattr(self, name)[mask] for name in self.__dict__))
+
+    def to_json(self) -> dict[str, list[int]]:
+        """For a dataset's metadata."""
+        return {name: value.astype(int).tolist() for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Sequence[int]]) -> "Pairs":
+        """Inverse of `to_json`."""
+        arrays = {name: np.asarray(value, np.int64) for name, value in values.items()}
+        arrays["is_genuine"] = arrays["is_genuine"].astype(bool)
+        return cls(**arrays)
+
+
+def random_pairs(
+    labels: np.ndarray, *, folds: int, per_fold: int, rng: np.random.Generator
+) -> Pairs:
+    """Balanced pairs in LFW's manner: the people of different folds are disjoint.
+
+    Args:
+      labels: [N] identity of each record.
+      folds: number of folds.
+      per_fold: genuine pairs a fold, and as many impostor pairs; fewer where the
+        people of a fold do not have that many.
+      rng: draws the people of a fold and the pairs, without repetition.
+    """
+    people = rng.permutation(np.unique(labels))
+    parts = []
+    for fold, members in enumerate(np.array_split(people, folds)):
+        rows = np.flatnonzero(np.isin(labels, members))
+        a, b = np.triu_indices(len(rows), k=1)
+        same = labels[rows[a]] == labels[rows[b]]
+        count = min(per_fold, int(same.sum()), int((~same).sum()))
+        for genuine in (True, False):
+            chosen = rng.choice(np.flatnonzero(same == genuine), count, replace=False)
+            parts.append((rows[a[chosen]], rows[b[chosen]], genuine, fold))
+    return Pairs(
+        first=np.concatenate([p[0] for p in parts]),
+        second=np.concatenate([p[1] for p in parts]),
+        is_genuine=np.concatenate([np.full(len(p[0]), p[2]) for p in parts]),
+        fold=np.concatenate([np.full(len(p[0]), p[3]) for p in parts]),
+    )
+
+
+def read_lfw_pairs(path: epath.PathLike, rows: Mapping[str, int]) -> Pairs:
+    """Reads LFW's pairs.txt, any number of folds.
+
+    First line "folds<TAB>per_fold" ("per_fold" alone means one fold); then for each
+    fold that many lines "name i j" and that many "name_a i name_b j"; image i of a
+    person is "name/name_%04d".
+
+    Args:
+      path: the pairs file.
+      rows: image id "name/name_0001" -> row.
+
+    Raises:
+      ValueError: wrong counts or a missing image, with the line.
+    """
+    path = epath.Path(path)
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise ValueError(f"pairs file {path}: {error.strerror or error}") from None
+    folds, per_fold = _header(path, lines[0] if lines else "")
+    body = [line for line in lines[1:] if line.strip()]
+    if len(body) != 2 * folds * per_fold:
+        raise ValueError(
+            f"pairs file {path}: {len(body)} pairs found, expected "
+            f"2 x {folds} folds x {per_fold} = {2 * folds * per_fold}"
+        )
+    columns = [_parse_pair(path, k, line, rows) for k, line in enumerate(body, start=2)]
+    first, second, genuine = map(np.asarray, zip(*columns, strict=True))
+    position = np.arange(len(body))
+    expected = position % (2 * per_fold) < per_fold
+    if (wrong := np.flatnonzero(genuine != expected)).size:
+        kind = "genuine (3 fields)" if expected[wrong[0]] else "impostor (4 fields)"
+        raise ValueError(f"pairs file {path}, line {wrong[0] + 2}: expected {kind}")
+    return Pairs(first, second, genuine, position // (2 * per_fold))
+
+
+def _header(path: epath.Path, line: str) -> tuple[int, int]:
+    fields = line.split()
+    if not 1 <= len(fields) <= 2 or not all(f.isdigit() and int(f) for f in fields):
+        raise ValueError(
+            f"pairs file {path}, line 1: found {line[:40]!r}, expected 'folds per_fold'"
+        )
+    return (1, int(fields[0])) if len(fields) == 1 else (int(fields[0]), int(fields[1]))
+
+
+def _parse_pair(
+    path: epath.Path, number: int, line: str, rows: Mapping[str, int]
+) -> tuple[int, int, bool]:
+    fields = line.split("\t") if "\t" in line else line.split()
+    where = f"pairs file {path}, line {number}"
+    if len(fields) == 3:
+        names, numbers = (fields[0], fields[0]), fields[1:]
+    elif len(fields) == 4:
+        names, numbers = (fields[0], fields[2]), (fields[1], fields[3])
+    else:
+        raise ValueError(f"{where}: {len(fields)} fields found, expected 3 or 4")
+    found = []
+    for name, text in zip(names, numbers, strict=True):
+        if not text.strip().isdigit():
+            raise ValueError(f"{where}: image number is {text!r}, expected digits")
+        image = f"{name}/{name}_{int(text):04d}"
+        if image not in rows:
+            raise ValueError(f"{where}: no image {image} in the dataset")
+        found.append(rows[image])
+    return found[0], found[1], len(fields) == 3

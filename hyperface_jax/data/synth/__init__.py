@@ -1,0 +1,1 @@
+"""Procedural face renderer: labelled faces of people who do not exist."""

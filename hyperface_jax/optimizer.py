@@ -1,0 +1,133 @@
+"""Optimizers over the two parts {backbone, prototypes}, with PyTorch's rules.
+
+SGD is PyTorch's: weight decay is added to the gradient before momentum, so that
+trajectories of the official code are reproduced.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hyperface_jax import geometry
+
+OPTIMIZERS = ("sgd", "adamw")
+DECAY_MASKS = ("all", "matrices")
+
+
+@dataclass(frozen=True)
+class PartSettings:
+    """What may differ between backbone and prototypes.
+
+    Attributes:
+      learning_rate_factor: multiplies the schedule.
+      weight_decay: L2 coefficient (sgd: added to the gradient; adamw: decoupled).
+      decay_mask: "all" parameters as the official code does, or "matrices": arrays
+        of two or more dimensions only (no BatchNorm, bias or PReLU slope).
+      clip_norm: largest global norm of this part's gradient; 0 is off.
+    """
+
+    learning_rate_factor: float = 1.0
+    weight_decay: float = 5e-4
+    decay_mask: str = "all"
+    clip_norm: float = 0.0
+
+
+def make_optimizer(
+    name: str,
+    *,
+    learning_rate: Callable[[Any], Any],
+    backbone: PartSettings,
+    prototypes: PartSettings,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    b2: float = 0.999,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """Optimizer over a tree {"backbone": ..., "prototypes": ...}.
+
+    Args:
+      name: "sgd" or "adamw".
+      learning_rate: step -> rate, shared by both parts up to their factors.
+      backbone: settings of the backbone's parameters.
+      prototypes: settings of the class vectors.
+      momentum: SGD's momentum, or AdamW's first moment.
+      nesterov: Nesterov's form of momentum.
+      b2: AdamW's second moment.
+      clip_norm: largest norm of all gradients together, before the parts' own.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {name!r}, expected one of {OPTIMIZERS}")
+
+    def part(settings: PartSettings) -> optax.GradientTransformation:
+        decay = optax.add_decayed_weights(
+            settings.weight_decay, _decay_mask(settings.decay_mask)
+        )
+        if name == "sgd":
+            rule = [decay, optax.trace(momentum, nesterov)]
+        else:
+            rule = [optax.scale_by_adam(momentum, b2, nesterov=nesterov), decay]
+        clip = (
+            [optax.clip_by_global_norm(settings.clip_norm)]
+            if settings.clip_norm
+            else []
+        )
+        factor = settings.learning_rate_factor
+        return optax.chain(
+            *clip,
+            *rule,
+            optax.scale_by_learning_rate(lambda step: factor * learning_rate(step)),
+        )
+
+    parts = optax.partition(
+        {"backbone": part(backbone), "prototypes": part(prototypes)},
+        lambda params: {
+            key: jax.tree.map(lambda _, key=key: key, value)
+            for key, value in params.items()
+        },
+    )
+    if clip_norm:
+        return optax.chain(optax.clip_by_global_norm(clip_norm), parts)
+    return parts
+
+
+def _decay_mask(name: str):
+    if name == "all":
+        return None
+    if name == "matrices":
+        return lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
+    raise ValueError(f"decay_mask is {name!r}, expected one of {DECAY_MASKS}")
+
+
+def update(
+    tx: optax.GradientTransformation,
+    gradients: Any,
+    opt_state: Any,
+    params: Any,
+    *,
+    prototype_norm: str,
+) -> tuple[Any, Any]:
+    """One update; under "project" the prototypes go back to the sphere after it.
+
+    Normalising after the update is the official trajectory (which normalises in
+    place before each forward pass) without a second [C, D] array.
+
+    Returns:
+      New parameters and optimizer state.
+    """
+    updates, opt_state = tx.update(gradients, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    if prototype_norm == "project":
+        params = params | {"prototypes": geometry.l2_normalize(params["prototypes"])}
+    return params, opt_state
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """L2 norm of all leaves together, in float32."""
+    squares = [
+        jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)
+    ]
+    return jnp.sqrt(sum(squares))

@@ -1,0 +1,80 @@
+"""One mesh ("data", "model") and where each array lives on it.
+
+The batch is split over both axes, whatever the mesh: otherwise every "model" rank
+would compute the same backbone. Prototypes are split by class over all devices; all
+else is replicated.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "model")
+
+
+def make_mesh(model: int = 1) -> Mesh:
+    """All devices as (devices/model, model), with automatic partitioning.
+
+    Args:
+      model: size of the "model" axis; must divide the number of devices.
+    """
+    count = jax.device_count()
+    if model < 1 or count % model:
+        raise ValueError(
+            f"mesh.model is {model}, expected a divisor of the {count} devices found"
+        )
+    # Linen fails on the Explicit axes that make_mesh now builds by default.
+    return jax.make_mesh(
+        (count // model, model), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
+    """Shardings of a train state from the shapes of `jax.eval_shape`.
+
+    The prototypes and the optimizer's arrays of their shape are split by class.
+    """
+
+    def of_leaf(path, leaf):
+        is_class_array = len(leaf.shape) == 2 and any(
+            getattr(entry, "key", None) == "prototypes" for entry in path
+        )
+        return NamedSharding(mesh, PartitionSpec(AXES if is_class_array else None))
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            of_leaf(path, leaf) if len(leaf.shape) else replicated(mesh)
+        ),
+        abstract_state,
+    )
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a global batch -> global arrays on the mesh."""
+    where = batch_sharding(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(where, value)
+        for key, value in batch.items()
+    }
+
+
+def check_divisible(name: str, value: int, mesh: Mesh) -> None:
+    """Raises unless `value` rows can be split over all devices of the mesh."""
+    if value % mesh.size:
+        shape = "x".join(str(mesh.shape[axis]) for axis in AXES)
+        raise ValueError(
+            f"{name} is {value}, expected a multiple of the {mesh.size} devices of "
+            f"the {shape} mesh"
+        )

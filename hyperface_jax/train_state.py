@@ -1,0 +1,98 @@
+"""What training carries from step to step: arrays only, so a checkpoint is all of it."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from hyperface_jax import classifier, sharding
+from hyperface_jax.backbones import Backbone
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A pytree of arrays.
+
+    Attributes:
+      step: int32, updates done; also the position in the data and the margin's time.
+      params: {"backbone": tree, "prototypes": [rows, D]}.
+      batch_stats: running statistics of the backbone; {} without BatchNorm.
+      opt_state: of Optax.
+      ema: {"backbone": tree, "batch_stats": tree}, moving averages; {} when off.
+      seed: uint32; the random key of a step is fold_in(key(seed), step).
+      nonfinite_step: int32, first step whose loss or gradient was not finite, or -1.
+        From then on nothing else changes.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    batch_stats: Any
+    opt_state: Any
+    ema: dict[str, Any]
+    seed: jax.Array
+    nonfinite_step: jax.Array
+
+    def evaluation_weights(self, use_ema: bool) -> tuple[Any, Any]:
+        """Backbone parameters and statistics to embed with."""
+        if use_ema and self.ema:
+            return self.ema["backbone"], self.ema["batch_stats"]
+        return self.params["backbone"], self.batch_stats
+
+
+def create_train_state(
+    *,
+    backbone: Backbone,
+    image_size: int,
+    num_classes: int,
+    class_multiple: int,
+    prototype_init: str,
+    unit_prototypes: bool,
+    tx: optax.GradientTransformation,
+    seed: int,
+    ema: bool,
+    mesh: Mesh,
+) -> TrainState:
+    """A fresh state, born sharded: no device ever holds another's part.
+
+    Args:
+      backbone: from `backbones.create_backbone`.
+      image_size: H = W.
+      num_classes: C.
+      class_multiple: rows of the prototypes are padded to a multiple of this.
+      prototype_init: see `classifier.init_prototypes`.
+      unit_prototypes: start on the sphere ("project").
+      tx: optimizer over {"backbone", "prototypes"}.
+      seed: of initialisation and of every later random number.
+      ema: keep moving averages.
+      mesh: from `sharding.make_mesh`.
+    """
+    rows = classifier.padded_classes(num_classes, class_multiple)
+    sharding.check_divisible("number of padded classes", rows, mesh)
+
+    def init() -> TrainState:
+        backbone_key, head_key = jax.random.split(jax.random.key(seed))
+        weights, batch_stats = backbone.init(backbone_key, image_size)
+        prototypes = classifier.init_prototypes(
+            head_key,
+            num_classes=num_classes,
+            rows=rows,
+            embedding_dim=backbone.embedding_dim,
+            init=prototype_init,
+            unit=unit_prototypes,
+        )
+        params = {"backbone": weights, "prototypes": prototypes}
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=tx.init(params),
+            ema={"backbone": weights, "batch_stats": batch_stats} if ema else {},
+            seed=jnp.uint32(seed),
+            nonfinite_step=jnp.int32(-1),
+        )
+
+    shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
+    return jax.jit(init, out_shardings=shardings)()

@@ -1,0 +1,164 @@
+"""One update as a pure function (state, batch) -> (state, metrics)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hyperface_jax import geometry, optimizer, schedules
+from hyperface_jax.backbones import Backbone
+from hyperface_jax.classifier import LossFn
+from hyperface_jax.train_state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    *,
+    backbone: Backbone,
+    augment: Callable[[jax.Array, jax.Array], jax.Array],
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    learning_rate: schedules.Schedule,
+    margin: schedules.Schedule,
+    prototype_norm: str = "project",
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Binds the static parts of a step; the caller jits it once, donating the state.
+
+    Args:
+      backbone: from `backbones.create_backbone`.
+      augment: (key, uint8 images [B, H, W, 3]) -> float images in [-1, 1].
+      loss_fn: from `classifier.make_loss_fn`.
+      tx: optimizer over {"backbone", "prototypes"}.
+      learning_rate: schedule, reported only (the optimizer has its own copy).
+      margin: schedule, reported only (the loss has its own copy).
+      prototype_norm: "project" puts the prototypes back on the sphere.
+      accumulate: the batch is cut into so many parts, one after the other; gradients
+        are those of the whole batch, BatchNorm's statistics those of each part.
+      ema_decay: decay a step of the moving average of the weights; 0 is off.
+
+    Returns:
+      A function of a state and a batch {"image": uint8 [B, H, W, 3], "label": int32
+      [B], "weight": float32 [B]}; examples of weight 0 take no part. Metrics are
+      scalars; "loss" is the weighted mean.
+    """
+
+    def forward(params, batch_stats, part, step, key, total_weight):
+        augment_key, model_key = jax.random.split(key)
+        embeddings, batch_stats = backbone.apply(
+            params["backbone"],
+            batch_stats,
+            augment(augment_key, part["image"]),
+            train=True,
+            weight=part["weight"],
+            key=model_key,
+        )
+        losses, aux = loss_fn(embeddings, part["label"], params["prototypes"], step)
+        loss = jnp.sum(losses * part["weight"]) / total_weight
+        return loss, (batch_stats, _weighted_sums(aux, part["weight"]))
+
+    def gradients_of(state, batch, key):
+        total = jnp.maximum(jnp.sum(batch["weight"]), 1)
+        value_and_grad = jax.value_and_grad(forward, has_aux=True)
+        if accumulate == 1:
+            (loss, (stats, sums)), gradients = value_and_grad(
+                state.params, state.batch_stats, batch, state.step, key, total
+            )
+            return loss, stats, sums, gradients, total
+
+        def body(carry, part_and_key):
+            stats, sofar = carry
+            part, part_key = part_and_key
+            (loss, (stats, sums)), gradients = value_and_grad(
+                state.params, stats, part, state.step, part_key, total
+            )
+            return (stats, jax.tree.map(jnp.add, sofar, (loss, sums, gradients))), None
+
+        # Row i goes to part i mod accumulate: each device keeps its own rows.
+        parts = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch
+        )
+        keys = jax.random.split(key, accumulate)
+        first = jax.tree.map(lambda x: x[0], (parts, keys))
+        rest = jax.tree.map(lambda x: x[1:], (parts, keys))
+        (loss, (stats, sums)), gradients = value_and_grad(
+            state.params, state.batch_stats, first[0], state.step, first[1], total
+        )
+        (stats, (loss, sums, gradients)), _ = jax.lax.scan(
+            body, (stats, (loss, sums, gradients)), rest
+        )
+        return loss, stats, sums, gradients, total
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        loss, stats, sums, gradients, total = gradients_of(state, batch, key)
+        norms = {part: optimizer.global_norm(g) for part, g in gradients.items()}
+        params, opt_state = optimizer.update(
+            tx, gradients, state.opt_state, state.params, prototype_norm=prototype_norm
+        )
+        new = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=stats,
+            opt_state=opt_state,
+            ema=_moving_average(state.ema, params["backbone"], stats, ema_decay),
+        )
+        finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
+        metrics = _report(sums, total) | {
+            "loss": loss,
+            "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
+            "margin": jnp.asarray(margin(state.step), jnp.float32),
+            "grad_norm_backbone": norms["backbone"],
+            "grad_norm_prototypes": norms["prototypes"],
+        }
+        return _latch(state, new, finite), metrics
+
+    return train_step
+
+
+def _weighted_sums(aux: dict[str, jax.Array], weight: jax.Array) -> dict[str, Any]:
+    """Sums over examples, so that parts of a batch can be added."""
+    norm = aux["magnitude"]
+    values = {
+        "target_angle": jnp.rad2deg(geometry.angle(aux["target_cos"])),
+        "accuracy": aux["correct"],
+        "probability": aux["probability"],
+        "penalty": aux["penalty"],
+        "magnitude": norm,
+        "magnitude_square": norm * norm,
+    }
+    sums = {name: jnp.sum(value * weight) for name, value in values.items()}
+    return jax.lax.stop_gradient(sums)
+
+
+def _report(sums: dict[str, jax.Array], total: jax.Array) -> Metrics:
+    mean = {name: value / total for name, value in sums.items()}
+    variance = mean.pop("magnitude_square") - mean["magnitude"] ** 2
+    mean["magnitude_mean"] = mean.pop("magnitude")
+    mean["magnitude_std"] = jnp.sqrt(jnp.maximum(variance, 0))
+    return mean | {"examples": total}
+
+
+def _moving_average(ema, weights, batch_stats, decay: float):
+    if not ema:
+        return ema
+    return jax.tree.map(
+        lambda old, new: decay * old + (1 - decay) * new,
+        ema,
+        {"backbone": weights, "batch_stats": batch_stats},
+    )
+
+
+def _latch(old: TrainState, new: TrainState, finite: jax.Array) -> TrainState:
+    """Keeps the old state for good from the first step that was not finite."""
+    ok = finite & (old.nonfinite_step < 0)
+    kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+    failed = jnp.where(
+        (old.nonfinite_step < 0) & ~finite, old.step, old.nonfinite_step
+    )
+    return kept.replace(nonfinite_step=failed)

@@ -1,0 +1,54 @@
+"""Strict JAX, four CPU devices, and where the shared material is."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4"
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture
+def strict_promotion():
+    """Mathematics must not mix dtypes silently."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Folder of the oracles and of the real faces; absent outside the team."""
+
+    def find(relative):
+        path = SHARED / relative
+        if not path.exists():
+            pytest.skip(f"{relative} is not on this machine")
+        return path
+
+    return find
