@@ -109,7 +109,7 @@ class Backbone:
         images: Float[Array, "B H W 3"],
         *,
         train: bool,
-        weight: Float[Array, "B"] | None = None,
+        weight: Float[Array, " B"] | None = None,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B D"], Tree]:
         """Embeds images.
@@ -157,7 +157,7 @@ class Backbone:
         pixels = (height // STRIDE) * (width // STRIDE)
         if rows != pixels * self.module.width * 8:
             raise ValueError(
-                f"images are {height}x{width}, but the parameters of {self.name} are for "
+                f"images are {height}x{width}, the parameters of {self.name} are for "
                 f"images of {rows // (self.module.width * 8) * STRIDE**2} pixels"
             )
         if weight is not None and weight.shape != (batch,):

@@ -76,8 +76,9 @@ class IResNet(nn.Module):
         images: Float[Array, "B H W 3"],
         *,
         train: bool,
-        weight: Float[Array, "B"] | None = None,
+        weight: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B D"]:
+        """See `Backbone.apply`."""
         rates = iter(drop_path_rates(self.drop_path, sum(self.blocks)))
         x = _conv(self.width, name="conv1")(images.astype(self.dtype))
         x = BatchNorm(name="bn1")(x, train=train, weight=weight)

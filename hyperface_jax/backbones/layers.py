@@ -1,8 +1,8 @@
 """Layers that the backbones share, with PyTorch's arithmetic, on NHWC arrays.
 
 Flax has layers of the same names that compute something else: its BatchNorm keeps the
-biased variance and has no way to leave out an example, its PReLU has one slope for all
-channels, its stride-2 "SAME" pads on one side only. B examples, H x W pixels, C channels.
+biased variance, its PReLU has one slope for all channels, its stride-2 "SAME" pads on
+one side only. B examples, H x W pixels, C channels.
 """
 
 import math
@@ -22,7 +22,7 @@ TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def torch_bias(fan_in: int) -> Initializer:
-    """PyTorch's default for biases, U(±1/√fan_in); a shape alone does not tell fan_in."""
+    """PyTorch's default for biases, U(±1/√fan_in); their shape does not tell fan_in."""
     bound = 1 / math.sqrt(fan_in)
 
     def init(key: Array, shape: Sequence[int], dtype=jnp.float32) -> Array:
@@ -31,7 +31,7 @@ def torch_bias(fan_in: int) -> Initializer:
     return init
 
 
-def _per_channel(vector: Float[Array, "C"], ndim: int) -> Array:
+def _per_channel(vector: Float[Array, " C"], ndim: int) -> Array:
     """[C] -> [1, ..., 1, C] with `ndim` axes."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
@@ -46,7 +46,7 @@ class BatchNorm(nn.Module):
     Params `scale`, `bias` [C]; variables `mean`, `var` [C] in "batch_stats".
 
     Attributes:
-      momentum: share of the old running value that stays (PyTorch's momentum is 1 - it).
+      momentum: share of the old running value that stays (1 - PyTorch's momentum).
       epsilon: added to the variance.
       use_scale: learn a factor a channel.
       use_bias: learn an offset a channel.
@@ -67,7 +67,7 @@ class BatchNorm(nn.Module):
         x: Float[Array, "B ... C"],
         *,
         train: bool,
-        weight: Float[Array, "B"] | None = None,
+        weight: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B ... C"]:
         """Normalises `x`.
 
@@ -105,9 +105,9 @@ class BatchNorm(nn.Module):
 
 def batch_moments(
     x: Float[Array, "B ... C"],
-    weight: Float[Array, "B"] | None,
-    shift: Float[Array, "C"],
-) -> tuple[Float[Array, "C"], Float[Array, "C"], Float[Array, ""]]:
+    weight: Float[Array, " B"] | None,
+    shift: Float[Array, " C"],
+) -> tuple[Float[Array, " C"], Float[Array, " C"], Float[Array, ""]]:
     """Mean, biased variance and number of values a channel, in float32.
 
     One pass over `x`: E[(x-s)²] - E[x-s]². The shift s changes nothing in exact
@@ -135,12 +135,13 @@ def batch_moments(
 
 
 class PReLU(nn.Module):
-    """max(x, 0) + slope·min(x, 0), one slope a channel; param `slope` [C] (He, 2015)."""
+    """max(x, 0) + slope·min(x, 0), one `slope` a channel, param [C] (He, 2015)."""
 
     slope_init: Initializer = nn.initializers.constant(0.25)
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """Same shape and dtype as `x`."""
         slope = self.param("slope", self.slope_init, (x.shape[-1],), jnp.float32)
         # In float32, so that the slope's gradient, a sum over all pixels, is too.
         wide = x.astype(jnp.float32)
@@ -151,7 +152,7 @@ class PReLU(nn.Module):
 class Conv(nn.Module):
     """Square convolution with PyTorch's symmetric padding (size - 1) // 2.
 
-    Params `kernel` [size, size, C_in, features] and `bias` [features], float32; computed
+    Params `kernel` [size, size, C, features] and `bias` [features], float32. Computed
     in the dtype of the input, the bias added in float32 (its gradient is a long sum).
     """
 
@@ -163,6 +164,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w features"]:
+        """[B, H, W, C] -> [B, H / stride, W / stride, features], dtype of `x`."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         padding = (self.size - 1) // 2
@@ -183,8 +185,8 @@ class Conv(nn.Module):
 def linear(features: int, fan_in: int, name: str) -> nn.Dense:
     """Linear layer, wholly in float32, kernel [fan_in, features], PyTorch's init.
 
-    Full float32 also where float32 matrix products are shortened by default (TF32,
-    bfloat16 passes): less than 1 % of a backbone's work, and the embedding depends on it.
+    Full float32 also where float32 products are shortened by default (TF32, bfloat16
+    passes): under 1 % of the work of a deep network, and the embedding depends on it.
     """
     return nn.Dense(
         features,
@@ -197,7 +199,7 @@ def linear(features: int, fan_in: int, name: str) -> nn.Dense:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: zeroes whole examples of a residual branch (Huang et al., 2016).
+    """Stochastic depth (Huang, 2016): zeroes a residual branch for whole examples.
 
     An example stays with probability 1 - rate and is then divided by it. Draws from the
     rng stream "dropout"; without training or at rate 0 it is the identity.
@@ -209,6 +211,7 @@ class DropPath(nn.Module):
     def __call__(
         self, x: Float[Array, "B ..."], *, train: bool
     ) -> Float[Array, "B ..."]:
+        """Same shape and dtype as `x`."""
         if not train or self.rate == 0:
             return x
         shape = x.shape[:1] + (1,) * (x.ndim - 1)

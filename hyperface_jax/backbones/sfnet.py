@@ -1,8 +1,9 @@
 """SFNet, the networks of the SphereFace papers, in OpenSphere's two PyTorch layouts.
 
-Four stages at 1/2, 1/4, 1/8, 1/16 of the input size; a stage is one stride-2 convolution
-and n residual blocks of two 3x3 convolutions; then one Linear. The number in the name
-counts convolutions. Module names follow the state_dict: `layer2_1` is `layer2.1`.
+Four stages at 1/2, 1/4, 1/8, 1/16 of the input size; a stage is one stride-2
+convolution and n residual blocks of two 3x3 convolutions; then one Linear. The number
+in the name counts convolutions. Module names follow the state_dict: `layer2_1` is
+`layer2.1`.
 Sources: OpenSphere `model/backbone/sfnet.py` and `sfnet_deprecated.py` (branch v0).
 """
 
@@ -104,8 +105,9 @@ class SFNet(nn.Module):
         images: Float[Array, "B H W 3"],
         *,
         train: bool,
-        weight: Float[Array, "B"] | None = None,
+        weight: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B D"]:
+        """See `Backbone.apply`."""
         # OpenSphere's first release drew the residual convolutions of the older layout
         # from N(0, .01); Xavier everywhere is its later, published state.
         kernel_init = XAVIER_NORMAL if self.older_layout else KAIMING_FAN_OUT

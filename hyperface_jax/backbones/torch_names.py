@@ -59,8 +59,8 @@ def to_flax(
         torch_shape = _torch_shape(path, expected)
         if found.shape != torch_shape:
             raise ValueError(
-                f"state_dict: {names[path]} is {list(found.shape)}, {backbone.name} for "
-                f"{image_size}x{image_size} images expects {list(torch_shape)}"
+                f"state_dict: {names[path]} is {list(found.shape)}, {backbone.name} "
+                f"for {image_size}x{image_size} images expects {list(torch_shape)}"
             )
         return _from_torch_layout(path, found, image_size // STRIDE)
 

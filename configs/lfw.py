@@ -1,0 +1,44 @@
+"""Real faces: Labeled Faces in the Wild, trained on the people outside one fold.
+
+    python -m hyperface_jax.main --config configs/lfw.py:fold=8 --workdir runs/lfw8 \
+        --config.data.path=/data/lfw.tar --config.data.pairs_path=/data/pairs.txt
+
+trains on the people who are in no pair of fold 8, chooses the threshold from pairs
+among a tenth of them (held out of training), and tests on fold 8: LFW's protocol
+"unrestricted, label-free outside data". Minutes on two cores; a working baseline.
+"""
+
+from hyperface_jax.config import default_config, parse_arg
+
+
+def get_config(arg: str | None = None):
+    """LFW.
+
+    Args:
+      arg: "fold=K", K from 1 to 10.
+    """
+    values = parse_arg(arg, fold=tuple(str(k) for k in range(1, 11)))
+    config = default_config()
+    config.data.name = "face_folder"
+    config.data.config = "lfw"
+    config.data.fold = int(values["fold"])
+    config.data.image_size = 64
+    config.augment.shift = 0.05
+    config.augment.scale = 0.08
+    config.augment.rotate = 8.0
+    config.augment.erase = 0.3
+    config.augment.grey = 0.2
+    config.backbone.name = "sfnet10_bn"
+    config.backbone.width = 24
+    config.backbone.embedding_dim = 256
+    config.backbone.dropout = 0.2
+    config.head.margin = 1.4
+    config.head.loss_weight = 30.0
+    config.train.batch_size = 128
+    config.train.epochs = 30.0
+    config.train.ema_decay = 0.995
+    config.learning_rate.schedule = "cosine"
+    config.learning_rate.warmup_steps = 100
+    config.log.every_steps = 50
+    config.log.checkpoint_every_steps = 500
+    return config.lock()

@@ -1,0 +1,150 @@
+"""Checkpoints of the train state with Orbax: async, the last k and the best.
+
+A thin seam: it turns Orbax's long tracebacks into one line that names the file.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from hyperface_jax.train_state import TrainState
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. Use as a context manager."""
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        keep_last: int = 2,
+        best_metric: str = "",
+    ):
+        policies = ocp.training.preservation_policies
+        keep: list[Any] = [policies.LatestN(keep_last)]
+        if best_metric:
+            keep.append(
+                policies.BestN(
+                    n=1,
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._folder = epath.Path(workdir) / FOLDER
+        self._best_metric = best_metric
+        self._checkpointer = ocp.training.Checkpointer(
+            self._folder,
+            save_decision_policy=(
+                ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+            ),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._checkpointer.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the best checkpoint by the named metric, if any has it."""
+        scored = [
+            (c.metrics[self._best_metric], c.step)
+            for c in self._checkpointer.checkpoints
+            if c.metrics and self._best_metric in c.metrics
+        ]
+        return max(scored)[1] if scored else None
+
+    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
+        """Starts writing the state; returns before it is on disk."""
+        step = int(state.step)
+        if step == self.latest_step:
+            return
+        score = {
+            k: float(v) for k, v in metrics.items() if k == self._best_metric
+        }
+        self._checkpointer.save_async(step, as_tree(state), metrics=score or None)
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk."""
+        self._checkpointer.close()
+
+    def restore(self, template: TrainState, step: int | None = None) -> TrainState:
+        """The state at `step` (default: the newest), placed like `template`.
+
+        Raises:
+          ValueError: there is none, its arrays are others than the template's, or its
+            files are damaged; one line that names what was found and expected.
+        """
+        step = self.latest_step if step is None else step
+        if step is None:
+            raise ValueError(f"no checkpoint in {self._folder}")
+        where = self._folder / str(step)
+        wanted = as_tree(template)
+        try:
+            saved = self._checkpointer.metadata(step).metadata
+        except Exception as error:  # Orbax raises a different type for every damage.
+            raise ValueError(_damaged(where, error)) from error
+        _check_same_arrays(where, saved, wanted)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            wanted,
+        )
+        try:
+            restored = self._checkpointer.load(step, abstract)
+        except Exception as error:
+            raise ValueError(_damaged(where, error)) from error
+        return template.replace(**restored)
+
+
+def as_tree(state: TrainState) -> dict[str, Any]:
+    """The state as plain dicts, so that no class is needed to read a checkpoint.
+
+    Optax's named tuples become lists of leaves.
+    """
+    fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+
+
+def _named_shapes(tree: Any) -> dict[str, tuple]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            tuple(leaf.shape),
+            np.dtype(leaf.dtype).name,
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            tree, is_leaf=lambda x: hasattr(x, "shape")
+        )
+    }
+
+
+def _check_same_arrays(where: epath.Path, saved: Any, wanted: Any) -> None:
+    found, expected = _named_shapes(saved), _named_shapes(wanted)
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"checkpoint {where}: {name} is {found.get(name, 'absent')}, "
+                f"expected {expected.get(name, 'absent')}"
+            )
+
+
+def _damaged(where: epath.Path, error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    reason = lines[0][:160] if lines else ""
+    return (
+        f"checkpoint {where}: cannot be read ({type(error).__name__}: {reason}); "
+        "delete this folder to resume from an earlier one"
+    )

@@ -1,0 +1,104 @@
+"""What a protocol returns: numbers for results.json, and what the report draws."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from hyperface_jax.evaluation.open_set import OpenSet
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HardPair:
+    """A pair that the network gets most wrong, as a person should see it.
+
+    Attributes:
+      kind: what the pair is, not what the network took it for.
+      score: its similarity.
+      first_id: name of the first image, as in the data set.
+      second_id: name of the second.
+      first_image: RGB [H, W, 3].
+      second_image: RGB [H, W, 3].
+    """
+
+    kind: Literal["genuine", "impostor"]
+    score: float
+    first_id: str
+    second_id: str
+    first_image: UInt8[np.ndarray, "H W 3"]
+    second_image: UInt8[np.ndarray, "H2 W2 3"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProtocolResult:
+    """Result of one protocol on one test set.
+
+    Attributes:
+      name: e.g. `lfw`.
+      metrics: fractions by name, see `verification` for definitions.
+      counts: what they rest on, e.g. `genuine_pairs`.
+      scores: similarity of each pair [n]; empty where the protocol has no pairs.
+      is_genuine: [n].
+      hardest: pairs to show.
+      open_set: angles of all images, where they were computed.
+      note: what a reader has to know, e.g. images that could not be read.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    counts: dict[str, int]
+    scores: Float[np.ndarray, " n"]
+    is_genuine: Bool[np.ndarray, " n"]
+    hardest: tuple[HardPair, ...] = ()
+    open_set: OpenSet | None = None
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers and strings only: no scores, no images, no NaN (JSON has none)."""
+        result: dict[str, Any] = {
+            "name": self.name,
+            "metrics": {name: _number(value) for name, value in self.metrics.items()},
+            "counts": {name: int(value) for name, value in self.counts.items()},
+        }
+        if self.note:
+            result["note"] = self.note
+        if self.open_set is not None:
+            fields = dataclasses.fields(self.open_set)
+            values = {f.name: getattr(self.open_set, f.name) for f in fields}
+            result["open_set"] = {
+                name: _number(value)
+                for name, value in values.items()
+                if not isinstance(value, np.ndarray)
+            }
+        if self.hardest:
+            result["hardest"] = [
+                {
+                    "kind": pair.kind,
+                    "score": _number(pair.score),
+                    "first_id": pair.first_id,
+                    "second_id": pair.second_id,
+                }
+                for pair in self.hardest
+            ]
+        return result
+
+
+def hardest_pairs(
+    scores: Float[np.ndarray, " n"], is_genuine: Bool[np.ndarray, " n"], k: int
+) -> tuple[Int[np.ndarray, " g"], Int[np.ndarray, " i"]]:
+    """Indices of the k lowest genuine and the k highest impostor scores, worst first.
+
+    Fewer where there are fewer; ties in the order of the pairs.
+    """
+    genuine, impostor = np.flatnonzero(is_genuine), np.flatnonzero(~is_genuine)
+    lowest = np.argsort(scores[genuine], kind="stable")[:k]
+    highest = np.argsort(-scores[impostor], kind="stable")[:k]
+    return genuine[lowest], impostor[highest]
+
+
+def _number(value: float | int) -> float | int | str:
+    if isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else str(float(value))

@@ -1,0 +1,332 @@
+"""Verification (1:1) metrics, each with its definition.
+
+Peers publish different numbers under one name, so here a name is a definition:
+`kfold_accuracy` takes its threshold from the other folds (InsightFace, after facenet),
+`best_accuracy` takes it from the very pairs that it counts (OpenSphere's ACC).
+
+All is NumPy in float64. A score is a similarity, as a rule a cosine: larger means "the
+same person". A pair is *accepted* when score >= threshold. TAR (true accept rate) is
+the accepted share of the genuine pairs, FAR (false accept rate) that of the impostor
+pairs. No threshold can tell equal scores apart, so ties are accepted or rejected as a
+group. Rates are fractions, not percent.
+
+Letters: N embeddings, D dimensions, n pairs, F folds, R points of a ROC.
+
+Every function raises a ValueError for scores that are empty or not finite, for labels
+that are not bool, and for pairs of one class only.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Scores: TypeAlias = Float[np.ndarray, " n"]
+Labels: TypeAlias = Bool[np.ndarray, " n"]
+Index: TypeAlias = Int[np.ndarray, " n"]
+
+KFOLD_THRESHOLDS = np.arange(0, 4, 0.01)
+"""Squared distances that `kfold_accuracy` tries: facenet's 400."""
+
+_COSINE_SLACK = 1e-3
+"""How far a score may leave [-1, 1] and count as a cosine of low precision."""
+
+
+class FoldAccuracy(NamedTuple):
+    """Result of `kfold_accuracy`.
+
+    Attributes:
+      mean: mean accuracy of the folds.
+      std: population standard deviation over folds (ddof 0), InsightFace's "+-".
+      standard_error: sample standard deviation (ddof 1) / sqrt(F), FaceX-Zoo's and
+        the LFW report's "+-".
+      per_fold: accuracy of each fold [F], in the order of the sorted fold numbers.
+      thresholds: cosine threshold [F] applied to each fold.
+    """
+
+    mean: float
+    std: float
+    standard_error: float
+    per_fold: Float[np.ndarray, " F"]
+    thresholds: Float[np.ndarray, " F"]
+
+
+class Roc(NamedTuple):
+    """Operating points [R] from "accept nothing" to "accept everything"."""
+
+    far: Float[np.ndarray, " R"]
+    tar: Float[np.ndarray, " R"]
+    thresholds: Float[np.ndarray, " R"]
+
+
+def pair_scores(
+    embeddings: Float[np.ndarray, "N D"],
+    first: Index,
+    second: Index,
+) -> Scores:
+    """Cosine of each pair of rows, <e_i, e_j> / (|e_i| |e_j|), in float64.
+
+    A zero embedding has cosine 0 with everything. Pairs that cover a good part of all
+    N² (the template pairs of IJB) go through blocks of a matrix product, few pairs
+    (LFW) through a gather; neither holds an N x N matrix.
+
+    Args:
+      embeddings: [N, D], need not be normalised.
+      first: row of the first image of each pair [n], in [0, N).
+      second: row of the second.
+
+    Returns:
+      cosines [n].
+    """
+    if len(first) != len(second):
+        raise ValueError(f"first has {len(first)} rows and second {len(second)}")
+    rows = len(embeddings)
+    unit = unit_rows(embeddings, "embeddings")
+    for name, index in (("first", first), ("second", second)):
+        if len(index) and not (index.min() >= 0 and index.max() < rows):
+            raise ValueError(
+                f"{name} holds rows {index.min()}..{index.max()}, but there are "
+                f"{rows} embeddings"
+            )
+    scores = np.empty(len(first))
+    # Measured at D = 512: a gathered pair costs about 300 entries of a product.
+    if 300 * len(first) < rows * rows:
+        for start in range(0, len(first), 4096):
+            part = slice(start, start + 4096)
+            scores[part] = np.einsum("nd,nd->n", unit[first[part]], unit[second[part]])
+        return scores
+    order = np.argsort(first, kind="stable")
+    for start in range(0, rows, 512):
+        limits = np.searchsorted(first, [start, start + 512], sorter=order)
+        block = unit[start : start + 512] @ unit.T
+        pairs = order[slice(*limits)]
+        scores[pairs] = block[first[pairs] - start, second[pairs]]
+    return scores
+
+
+def unit_rows(x: Float[np.ndarray, "N D"], name: str) -> Float[np.ndarray, "N D"]:
+    """Rows of length 1 in float64; a zero row stays zero, a NaN is a ValueError."""
+    x = np.asarray(x, np.float64)
+    bad = np.count_nonzero(~np.isfinite(x).all(axis=1))
+    if bad:
+        raise ValueError(f"{name}: {bad} of {len(x)} rows hold NaN or infinity")
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(norm == 0, 1, norm)
+
+
+def kfold_accuracy(
+    scores: Scores,
+    is_genuine: Labels,
+    fold: Index,
+) -> FoldAccuracy:
+    """Accuracy of each fold at the threshold that is best on the other folds.
+
+    InsightFace's and facenet's definition ("LFW accuracy"): squared distances of unit
+    embeddings d = 2 - 2 cos; thresholds τ in {0, .01, ..., 3.99}; a pair is the same
+    person iff d < τ (strictly, so d = τ is rejected); τ of a fold is the *first* (the
+    strictest) that maximises accuracy over all other folds.
+
+    Args:
+      scores: cosines [n].
+      is_genuine: [n].
+      fold: fold number of each pair [n]; at least two different ones.
+    """
+    scores, is_genuine = _checked(scores, is_genuine)
+    if np.abs(scores).max() > 1 + _COSINE_SLACK:
+        raise ValueError(
+            f"kfold_accuracy needs cosines, found scores from {scores.min():.4g} to "
+            f"{scores.max():.4g}"
+        )
+    names, fold = np.unique(fold, return_inverse=True)
+    if len(fold) != len(scores) or len(names) < 2:
+        raise ValueError(
+            f"fold has {len(fold)} entries and {len(names)} different folds, expected "
+            f"{len(scores)} and at least 2"
+        )
+    folds, tried = len(names), len(KFOLD_THRESHOLDS)
+    distance = 2 - 2 * np.clip(scores, -1, 1)
+    # A pair is accepted from the first τ beyond its distance on; so the number of right
+    # answers at each τ is one cumulative sum a fold, whatever n.
+    first = np.searchsorted(KFOLD_THRESHOLDS, distance, side="right")
+    steps = np.zeros((folds, tried + 1), np.int64)
+    np.add.at(steps, (fold, first), np.where(is_genuine, 1, -1))
+    impostors = np.bincount(fold, ~is_genuine, folds).astype(np.int64)
+    correct = impostors[:, None] + np.cumsum(steps, axis=1)[:, :tried]  # [F, tried]
+    best = np.argmax(correct.sum(axis=0) - correct, axis=1)
+    per_fold = correct[np.arange(folds), best] / np.bincount(fold)
+    return FoldAccuracy(
+        mean=float(per_fold.mean()),
+        std=float(per_fold.std()),
+        standard_error=float(per_fold.std(ddof=1) / np.sqrt(folds)),
+        per_fold=per_fold,
+        thresholds=1 - KFOLD_THRESHOLDS[best] / 2,
+    )
+
+
+def roc(scores: Scores, is_genuine: Labels) -> Roc:
+    """FAR and TAR at every threshold that changes a decision (ISO/IEC 19795-1).
+
+    Returns:
+      far, tar, thresholds [R], R = 1 + number of different scores. The first point
+      accepts nothing (threshold infinity); tied scores make one point.
+    """
+    thresholds, genuine, impostor = _operating_points(scores, is_genuine)
+    return Roc(impostor / impostor[-1], genuine / genuine[-1], thresholds)
+
+
+def best_accuracy(scores: Scores, is_genuine: Labels) -> float:
+    """Largest accuracy over all thresholds, chosen *on these same pairs*.
+
+    OpenSphere's ACC: max over the ROC of (TAR · genuine + (1 - FAR) · impostors) / n.
+    Optimistic: no held-out threshold can beat it.
+    """
+    _, genuine, impostor = _operating_points(scores, is_genuine)
+    return float((genuine - impostor + impostor[-1]).max() / len(scores))
+
+
+def accuracy_at_threshold(
+    scores: Scores, is_genuine: Labels, threshold: float
+) -> float:
+    """Share of right answers when pairs with score >= threshold are accepted."""
+    scores, is_genuine = _checked(scores, is_genuine)
+    return float(np.mean((scores >= threshold) == is_genuine))
+
+
+def choose_threshold(scores: Scores, is_genuine: Labels) -> float:
+    """The threshold to carry from development pairs to other pairs.
+
+    The best accuracy's threshold; of several, the strictest (fewest false accepts).
+    It lies midway between the lowest accepted score and the next one below; beyond
+    the ends of the scores it is the float next to the last score. Ours.
+    """
+    thresholds, genuine, impostor = _operating_points(scores, is_genuine)
+    best = int(np.argmax(genuine - impostor))
+    if best == 0:
+        return float(np.nextafter(thresholds[1], np.inf))
+    upper = thresholds[best]
+    if best == len(thresholds) - 1:
+        return float(np.nextafter(upper, -np.inf))
+    lower = thresholds[best + 1]
+    middle = lower + (upper - lower) / 2
+    # Between neighbouring floats the middle rounds down to a score to be rejected.
+    return float(middle if middle > lower else upper)
+
+
+def equal_error_rate(scores: Scores, is_genuine: Labels) -> float:
+    """FAR where FAR = 1 - TAR on the ROC joined by straight lines (OpenSphere's EER).
+
+    Ties make one slanted segment, so a network that gives every pair the same score
+    has an EER of .5.
+    """
+    far, tar, _ = roc(scores, is_genuine)
+    excess = far + tar - 1  # rises strictly from -1 to 1
+    right = int(np.argmax(excess >= 0))
+    share = -excess[right - 1] / (excess[right] - excess[right - 1])
+    return float(far[right - 1] + share * (far[right] - far[right - 1]))
+
+
+def auc(scores: Scores, is_genuine: Labels) -> float:
+    """Area under the ROC = P(genuine > impostor) + P(genuine = impostor) / 2."""
+    far, tar, _ = roc(scores, is_genuine)
+    return float(np.trapezoid(tar, far))
+
+
+def interpolated_tar_at_far(scores: Scores, is_genuine: Labels, far: float) -> float:
+    """TAR read from the ROC joined by straight lines (OpenSphere's TPR@FPR).
+
+    Where the ROC is vertical at this FAR, the upper end. Unlike `tar_at_far` it answers
+    for any FAR, also where there is not one impostor to support it: for comparison with
+    OpenSphere only.
+    """
+    curve = roc(scores, is_genuine)
+    return float(np.interp(far, curve.far, curve.tar))
+
+
+def tar_at_far(scores: Scores, is_genuine: Labels, far: float) -> float:
+    """Largest TAR of a threshold whose FAR on these pairs is <= far. Strict.
+
+    InsightFace takes the ROC point whose FAR is *nearest*, which may exceed the one
+    asked for. Ties count as a group: if accepting it exceeds `far`, none of it is in.
+
+    Raises:
+      ValueError: far is not in (0, 1], or below 1 / impostors: no such rate can be
+        observed with so few pairs, only a TAR at FAR = 0.
+    """
+    _, genuine, impostor = _operating_points(scores, is_genuine)
+    if not 1 / impostor[-1] <= far <= 1:
+        raise ValueError(
+            f"far is {far:g}, expected 1/impostors to 1: the {impostor[-1]} impostor "
+            f"pairs here resolve {1 / impostor[-1]:.3g}"
+        )
+    last = np.count_nonzero(impostor / impostor[-1] <= far) - 1
+    return float(genuine[last] / genuine[-1])
+
+
+def far_label(far: float) -> str:
+    """`1e-3` for .001, as it stands in metric names."""
+    mantissa, exponent = f"{far:e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def verify(
+    scores: Scores,
+    is_genuine: Labels,
+    fold: Index | None = None,
+    fars: Sequence[float] = (1e-3, 1e-2, 1e-1),
+) -> dict[str, float]:
+    """All metrics of a 1:1 protocol by name, and the counts they rest on.
+
+    Args:
+      scores: cosines [n].
+      is_genuine: [n].
+      fold: fold number [n]; None leaves the k-fold metrics out (IJB has no folds).
+      fars: rates for `tar@far=...`; those below 1/impostors are left out.
+    """
+    _, genuine, impostor = _operating_points(scores, is_genuine)
+    metrics = {}
+    if fold is not None:
+        folds = kfold_accuracy(scores, is_genuine, fold)
+        metrics["kfold_accuracy"] = folds.mean
+        metrics["kfold_std"] = folds.std
+        metrics["kfold_standard_error"] = folds.standard_error
+    metrics["best_accuracy"] = best_accuracy(scores, is_genuine)
+    metrics["eer"] = equal_error_rate(scores, is_genuine)
+    metrics["auc"] = auc(scores, is_genuine)
+    for far in fars:
+        if far >= 1 / impostor[-1]:
+            name = f"tar@far={far_label(far)}"
+            metrics[name] = tar_at_far(scores, is_genuine, far)
+    metrics["genuine_pairs"] = float(genuine[-1])
+    metrics["impostor_pairs"] = float(impostor[-1])
+    return metrics
+
+
+def _operating_points(scores, is_genuine):
+    """Thresholds falling from infinity; genuine and impostor accepted at each, [R]."""
+    scores, is_genuine = _checked(scores, is_genuine)
+    order = np.argsort(-scores, kind="stable")
+    scores, is_genuine = scores[order], is_genuine[order]
+    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of each group
+    genuine = np.concatenate([[0], np.cumsum(is_genuine)[last]])
+    accepted = np.concatenate([[0], last + 1])
+    return np.concatenate([[np.inf], scores[last]]), genuine, accepted - genuine
+
+
+def _checked(scores, is_genuine):
+    scores, is_genuine = np.asarray(scores, np.float64), np.asarray(is_genuine)
+    if is_genuine.dtype != bool or scores.shape != is_genuine.shape or scores.ndim != 1:
+        raise ValueError(
+            f"scores is {scores.shape} and is_genuine {is_genuine.dtype} "
+            f"{is_genuine.shape}, expected two vectors of one length, the second bool"
+        )
+    bad = np.count_nonzero(~np.isfinite(scores))
+    if bad:
+        raise ValueError(f"scores: {bad} of {len(scores)} are NaN or infinite")
+    genuine = np.count_nonzero(is_genuine)
+    if genuine == 0 or genuine == len(scores):
+        raise ValueError(
+            f"found {genuine} genuine and {len(scores) - genuine} impostor pairs, "
+            "expected at least one of each"
+        )
+    return scores, is_genuine

@@ -1,0 +1,184 @@
+"""From a config to the objects of a run: data, mesh, network, loss, optimizer, step.
+
+The only place that turns config keys into plain arguments. Training, evaluation and
+notebooks all start with `create_experiment`.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from hyperface_jax import (
+    augment,
+    classifier,
+    config as config_lib,
+    optimizer,
+    schedules,
+    sharding,
+    train_state,
+    train_step,
+)
+from hyperface_jax.backbones import Backbone, create_backbone
+from hyperface_jax.data import datasets, pipeline, splits
+from hyperface_jax.data.face_set import FaceSet
+from hyperface_jax.evaluation.embed import EmbedFn, make_embed_fn
+from hyperface_jax.train_state import TrainState
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run, ready to start.
+
+    Attributes:
+      config: resolved and locked.
+      train_set: people to train on.
+      evaluation_set: other people, or None.
+      mesh: all devices.
+      backbone: the network.
+      step: jitted (state, batch) -> (state, metrics); donates the state.
+      embed: jitted (params, batch_stats, uint8 images) -> embeddings.
+      create_state: () -> a fresh, sharded state.
+      margin: step -> m.
+    """
+
+    config: ConfigDict
+    train_set: FaceSet
+    evaluation_set: splits.EvaluationSet | None
+    mesh: Mesh
+    backbone: Backbone
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    embed: EmbedFn
+    create_state: Callable[[], TrainState]
+    margin: schedules.Schedule
+
+    def batches(
+        self, reader: pipeline.BatchReader, start_step: int
+    ) -> Iterator[pipeline.Batch]:
+        """This process's batches from `start_step` to the end of the run."""
+        c = self.config
+        return pipeline.train_batches(
+            reader,
+            num_examples=len(self.train_set),
+            batch_size=c.train.batch_size,
+            seed=c.seed,
+            start_step=start_step,
+            stop_step=c.train.steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            prefetch=c.data.prefetch,
+        )
+
+    def reader(self) -> pipeline.BatchReader:
+        """Decodes batches of the training set."""
+        data = self.config.data
+        return pipeline.BatchReader(
+            self.train_set, image_size=data.image_size, threads=data.threads
+        )
+
+
+def open_data(config: ConfigDict) -> tuple[FaceSet, splits.EvaluationSet | None]:
+    """Prepares the dataset if need be and splits it by people."""
+    d = config.data
+    builder = datasets.prepare(
+        d.name,
+        config=d.config,
+        path=d.path,
+        pairs_path=d.pairs_path,
+        data_dir=d.data_dir,
+    )
+    return splits.train_and_test(
+        builder, fold=d.fold, dev_fraction=d.dev_fraction, seed=config.seed
+    )
+
+
+def create_experiment(config: ConfigDict) -> Experiment:
+    """Builds everything that a validated config names; allocates no parameters."""
+    mesh = sharding.make_mesh(config.mesh.model)
+    sharding.check_divisible("train.batch_size", config.train.batch_size, mesh)
+    train_set, evaluation_set = open_data(config)
+    c = config_lib.resolve(
+        config, num_classes=train_set.num_classes, num_examples=len(train_set)
+    )
+    backbone = create_backbone(c.backbone.name, **_without(c.backbone, "name"))
+    margin = config_lib.margin_schedule(c)
+    learning_rate = schedules.learning_rate(
+        c.learning_rate.schedule,
+        total_steps=c.train.steps,
+        **_without(c.learning_rate, "schedule"),
+    )
+    tx = optimizer.make_optimizer(
+        learning_rate=learning_rate,
+        backbone=optimizer.PartSettings(**c.optimizer.backbone),
+        prototypes=optimizer.PartSettings(**c.optimizer.prototypes),
+        **_without(c.optimizer, "backbone", "prototypes"),
+    )
+    step = train_step.make_train_step(
+        backbone=backbone,
+        augment=augment.make_augment(augment.AugmentSettings(**c.augment)),
+        loss_fn=_loss_fn(c, train_set.num_classes, margin),
+        tx=tx,
+        learning_rate=learning_rate,
+        margin=margin,
+        prototype_norm=_prototype_norm(c),
+        accumulate=c.train.accumulate,
+        ema_decay=c.train.ema_decay,
+    )
+    return Experiment(
+        config=c,
+        train_set=train_set,
+        evaluation_set=evaluation_set,
+        mesh=mesh,
+        backbone=backbone,
+        step=jax.jit(step, donate_argnums=0),
+        embed=make_embed_fn(backbone, flip=c.eval.flip),
+        create_state=functools.partial(
+            train_state.create_train_state,
+            backbone=backbone,
+            image_size=c.data.image_size,
+            num_classes=train_set.num_classes,
+            class_multiple=c.head.class_multiple,
+            prototype_init=c.head.prototype_init,
+            unit_prototypes=_prototype_norm(c) == "project",
+            tx=tx,
+            seed=c.seed,
+            ema=c.train.ema_decay > 0,
+            mesh=mesh,
+        ),
+        margin=margin,
+    )
+
+
+def _loss_fn(
+    c: ConfigDict, num_classes: int, margin: schedules.Schedule
+) -> classifier.LossFn:
+    h = c.head
+    return classifier.make_loss_fn(
+        h.loss,
+        num_classes=num_classes,
+        norm=h.norm,
+        scale=h.scale,
+        margin=margin,
+        annealing=schedules.sphereface_annealing() if h.annealing else None,
+        penalty=h.penalty,
+        penalty_strength=h.penalty_strength,
+        detach=h.detach,
+        clamp=h.clamp,
+        prototype_norm=h.prototype_norm,
+        loss_weight=h.loss_weight,
+        divide_by_scale=h.divide_by_scale,
+    )
+
+
+def _prototype_norm(c: ConfigDict) -> str:
+    """Plain softmax has weights of any length: nothing puts them on the sphere."""
+    plain = c.head.loss == classifier.PLAIN_SOFTMAX
+    return "differentiate" if plain else c.head.prototype_norm
+
+
+def _without(section: ConfigDict, *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in keys}

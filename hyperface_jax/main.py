@@ -1,0 +1,71 @@
+"""Command line: flags and dispatch. Short on purpose: all else can be imported.
+
+    python -m hyperface_jax.main --config configs/sfr.py --workdir runs/sfr
+    python -m hyperface_jax.main --mode eval --workdir runs/sfr
+"""
+
+import logging
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File in configs/, with an optional :argument.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of input errors.")
+
+
+def main(argv: list[str]) -> None:
+    """Trains, or evaluates a workdir."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    # Our own lines; of the libraries' only warnings.
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_handler().setFormatter(None)
+    logging.getLogger("hyperface_jax").setLevel(logging.INFO)
+    try:
+        _dispatch()
+    except (ValueError, OSError) as error:
+        if _DEBUG.value:
+            raise
+        fail(error)
+
+
+def _dispatch() -> None:
+    # Imported here: worker processes that draw faces import this module, too.
+    from hyperface_jax import config as config_lib, report_run, train
+
+    if not _WORKDIR.value:
+        raise ValueError("--workdir is missing, expected a folder for the run")
+    if _MODE.value == "eval":
+        report_run.evaluate_workdir(_CONFIG.value, _WORKDIR.value)
+    elif _CONFIG.value is None:
+        raise ValueError("--config is missing, expected a file such as configs/sfr.py")
+    else:
+        config_lib.validate(_CONFIG.value)
+        train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+
+
+def fail(error: BaseException) -> None:
+    """One line, exit status 1."""
+    message = " ".join(str(error).split())
+    sys.exit(f"error: {message or type(error).__name__}")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Turns a bad flag or an unknown config key into one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+        fail(error)
+    except OSError as error:
+        fail(error)
+    return argv
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,109 @@
+"""Where numbers go: one `write(step, scalars)` for every sink.
+
+Another sink (Weights & Biases, say) is a class with `write` and `close`, and a line in
+`create_metric_writer`.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+from etils import epath
+
+FILE = "metrics.jsonl"
+
+
+class Sink(Protocol):
+    """A place that takes scalars."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Records the values of one step."""
+        ...
+
+    def close(self) -> None:
+        """Flushes."""
+        ...
+
+
+class JsonLines:
+    """One JSON object a line in metrics.jsonl; survives a kill at any moment."""
+
+    def __init__(self, workdir: epath.PathLike):
+        self._path = epath.Path(workdir) / FILE
+        self._lines = self._path.read_text().splitlines() if self._path.exists() else []
+
+    def drop_after(self, step: int) -> None:
+        """Forgets rows later than a checkpoint that training resumes from."""
+        self._lines = [row for row in self._lines if 0 <= _step_of(row) <= step]
+        self._path.write_text("".join(line + "\n" for line in self._lines))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Appends a row."""
+        line = json.dumps({"step": step, **scalars})
+        self._lines.append(line)
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+
+    def close(self) -> None:
+        """Nothing is buffered."""
+
+
+class TensorBoard:
+    """TensorBoard events, without TensorFlow."""
+
+    def __init__(self, workdir: epath.PathLike):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(epath.Path(workdir) / "tensorboard"))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Records scalars."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes to disk."""
+        self._writer.close()
+
+
+class MetricWriter:
+    """Writes to every sink."""
+
+    def __init__(self, sinks: Sequence[Sink]):
+        self._sinks = sinks
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Records the values of one step in all sinks."""
+        for sink in self._sinks:
+            sink.write(step, scalars)
+
+    def close(self) -> None:
+        """Closes all sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+
+def create_metric_writer(
+    workdir: epath.PathLike, *, start_step: int, tensorboard: bool
+) -> MetricWriter:
+    """The sinks of a run that starts or resumes at `start_step`."""
+    rows = JsonLines(workdir)
+    rows.drop_after(start_step)
+    sinks: list[Sink] = [rows]
+    if tensorboard:
+        sinks.append(TensorBoard(workdir))
+    return MetricWriter(sinks)
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
+    """Rows of metrics.jsonl; a last line cut short by a kill is left out."""
+    path = epath.Path(workdir) / FILE
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) >= 0]
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1

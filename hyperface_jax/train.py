@@ -1,0 +1,198 @@
+"""The training loop: batch, step, log, validate, save. Nothing else."""
+
+import dataclasses
+import logging
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from hyperface_jax import config as config_lib, evaluate, report_run, sharding, workdir
+from hyperface_jax.checkpoint import Checkpoints
+from hyperface_jax.experiment import Experiment, create_experiment
+from hyperface_jax.metric_writer import MetricWriter, create_metric_writer
+from hyperface_jax.train_state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(ValueError):
+    """The loss or a gradient was not finite."""
+
+
+@dataclasses.dataclass
+class Clock:
+    """Seconds since the last log line, by what they were spent on."""
+
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    waiting: float = 0.0
+    evaluating: float = 0.0
+    steps: int = 0
+
+    def report(self, batch_size: int) -> dict[str, float]:
+        """Rates of the window; evaluation does not count as training."""
+        training = max(time.monotonic() - self.started - self.evaluating, 1e-9)
+        return {
+            "images_per_second": self.steps * batch_size / training,
+            "data_wait_share": self.waiting / training,
+            "seconds_training": training,
+            "seconds_evaluating": self.evaluating,
+        }
+
+
+def train_and_evaluate(config: ConfigDict, path: epath.PathLike) -> TrainState:
+    """Trains, or resumes, in a workdir; evaluates; writes results and report.
+
+    Args:
+      config: see `config.default_config`.
+      path: the workdir.
+
+    Returns:
+      The final state.
+    """
+    config_lib.validate(config)
+    folder = workdir.create(path)
+    run = create_experiment(config)
+    _claim(folder, run)
+    with Checkpoints(
+        folder,
+        keep_last=run.config.log.keep_last,
+        best_metric=run.config.log.best_metric,
+    ) as checkpoints:
+        state = run.create_state()
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(state)
+            log.info("resuming %s at step %d", folder, int(state.step))
+        _describe(run, state)
+        writer = create_metric_writer(
+            folder,
+            start_step=int(state.step),
+            tensorboard=run.config.log.tensorboard,
+        )
+        try:
+            state = train(run, state, checkpoints, writer)
+        finally:
+            writer.close()
+        best_step = checkpoints.best_step
+    report_run.evaluate_and_report(run, state, folder, best_step=best_step)
+    return state
+
+
+def train(
+    run: Experiment, state: TrainState, checkpoints: Checkpoints, writer: MetricWriter
+) -> TrainState:
+    """Steps from where the state is to the end of the run."""
+    c = run.config
+    start, stop = int(state.step), c.train.steps
+    if start >= stop:
+        log.info("already trained to step %d", start)
+        return state
+    reader = run.reader()
+    batches = run.batches(reader, start)
+    add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+    sums: Any = None
+    clock = Clock()
+    with tqdm(total=stop, initial=start, unit="step", mininterval=1) as bar:
+        for step in range(start + 1, stop + 1):
+            waited = time.monotonic()
+            batch = next(batches)
+            clock.waiting += time.monotonic() - waited
+            state, metrics = run.step(state, sharding.put_batch(run.mesh, batch))
+            clock.steps += 1
+            # Sums stay on the device: between log lines the host never waits for it.
+            sums = metrics if sums is None else add(sums, metrics)
+            bar.update()
+            validation: dict[str, float] = {}
+            if c.eval.every_steps and step % c.eval.every_steps == 0:
+                validation = _validate(run, state, clock)
+            saves = step % c.log.checkpoint_every_steps == 0 or step == stop
+            if step % c.log.every_steps == 0 or saves or validation:
+                _check_finite(state, checkpoints)
+                row = {k: float(v) / clock.steps for k, v in sums.items()}
+                row |= clock.report(c.train.batch_size) | validation
+                row["bad_records"] = float(len(reader.bad_records))
+                writer.write(step, row)
+                bar.set_postfix_str(_postfix(row))
+                sums, clock = None, Clock()
+            if saves:
+                checkpoints.save(state, validation)
+    return state
+
+
+def _validate(run: Experiment, state: TrainState, clock: Clock) -> dict[str, float]:
+    # The wait for steps still under way is training time, not evaluation.
+    jax.block_until_ready(state.step)
+    begun = time.monotonic()
+    results = report_run.evaluate_state(run, state, hardest=0)
+    clock.evaluating += time.monotonic() - begun
+    name = run.evaluation_set.name if run.evaluation_set else ""
+    return evaluate.flat_metrics(name, results)
+
+
+def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
+    failed = int(state.nonfinite_step)
+    if failed < 0:
+        return
+    last = checkpoints.latest_step
+    kept = "there is no checkpoint" if last is None else f"step {last} is the last saved"
+    raise NonFiniteError(
+        f"loss or gradient not finite at step {failed}; parameters were not updated; "
+        f"{kept}. A lower learning rate, a warm-up or detach=cosine may help"
+    )
+
+
+def _claim(folder: epath.Path, run: Experiment) -> None:
+    """Writes config and versions, or checks them against those of the run there."""
+    facts = {
+        "config": run.config.to_dict(),
+        "data": {
+            "name": run.train_set.name,
+            "fingerprint": run.train_set.fingerprint,
+            "identities": run.train_set.num_classes,
+            "images": len(run.train_set),
+        },
+        "versions": workdir.versions(),
+    }
+    path = folder / workdir.CONFIG
+    if path.exists():
+        saved = workdir.read_json(path)
+        for line in config_lib.check_resumable(saved["config"], run.config):
+            log.info("the run is extended: %s", line)
+        if saved["data"]["fingerprint"] != facts["data"]["fingerprint"]:
+            raise ValueError(
+                f"the workdir holds a run on other data: {saved['data']}, expected "
+                f"{facts['data']} (use another --workdir)"
+            )
+    workdir.write_json(path, facts)
+
+
+def _describe(run: Experiment, state: TrainState) -> None:
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params["backbone"]))
+    c = run.config
+    log.info(
+        "%s: %d identities, %d images; %s, %.2f M parameters; %s, %s, m = %g, s = %s; "
+        "%d steps of %d images on %s",
+        run.train_set.name,
+        run.train_set.num_classes,
+        len(run.train_set),
+        c.backbone.name,
+        count / 1e6,
+        c.head.loss,
+        c.head.norm,
+        c.head.margin,
+        "none" if c.head.norm == "nfn" else c.head.scale,
+        c.train.steps,
+        c.train.batch_size,
+        workdir.versions()["devices"],
+    )
+
+
+def _postfix(row: dict[str, float]) -> str:
+    return (
+        f"loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}, "
+        f"target {row['target_angle']:.1f} deg, {row['images_per_second']:.0f} images/s"
+    )

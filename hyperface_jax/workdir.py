@@ -1,0 +1,82 @@
+"""The folder of a run: config, versions and results, each file whole or absent."""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+CONFIG = "config.json"
+RESULTS = "results.json"
+REPORT = "report.html"
+SCORES = "scores.npz"
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def create(path: epath.PathLike) -> epath.Path:
+    """Makes the folder and checks that it can be written to.
+
+    Raises:
+      ValueError: it cannot, with the reason.
+    """
+    folder = epath.Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write_test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"workdir {folder}: cannot be written to ({reason})") from None
+    return folder
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes under a temporary name, then renames: no half-written file remains."""
+    temporary = path.parent / f"{path.name}.tmp"
+    try:
+        temporary.write_text(text)
+        temporary.rename(path)
+    except OSError as error:
+        if temporary.exists():
+            temporary.unlink()
+        reason = error.strerror or str(error)
+        raise ValueError(f"{path}: cannot be written ({reason})") from None
+
+
+def write_json(path: epath.Path, values: Mapping[str, Any]) -> None:
+    """Readable JSON."""
+    write_text(path, json.dumps(values, indent=2, default=_plain) + "\n")
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Inverse of `write_json`; a damaged file is a ValueError that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def versions() -> dict[str, str]:
+    """What the run ran with."""
+    from hyperface_jax import __version__
+
+    found = {"hyperface_jax": __version__, "python": platform.python_version()}
+    found |= {name: metadata.version(name) for name in _PACKAGES}
+    devices = jax.devices()
+    found["devices"] = f"{len(devices)} x {devices[0].device_kind}"
+    found["machine"] = f"{platform.system()} {platform.machine()}"
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | tuple):
+        return list(value)
+    return str(value)

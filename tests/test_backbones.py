@@ -1,0 +1,481 @@
+"""Backbones against the peers' own outputs, and their layers against NumPy."""
+
+import dataclasses
+import json
+import re
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hyperface_jax.backbones import BACKBONES, create_backbone
+from hyperface_jax.backbones.layers import (
+    BatchNorm,
+    Conv,
+    DropPath,
+    PReLU,
+    drop_path_rates,
+)
+from hyperface_jax.backbones.torch_names import to_flax, to_torch
+
+KEY = jax.random.key(0)
+
+# Million parameters (SPEC section 3); the older layout has those without BatchNorm.
+MILLIONS = {
+    "sfnet4": 14.397,
+    "sfnet10": 17.052,
+    "sfnet20": 24.501,
+    "sfnet36": 34.605,
+    "sfnet64": 50.021,
+    "sfnet4_bn": 14.399,
+    "sfnet10_bn": 17.055,
+    "sfnet20_bn": 24.507,
+    "sfnet36_bn": 34.615,
+    "sfnet64_bn": 50.037,
+    "iresnet18": 24.03,
+    "iresnet34": 34.14,
+    "iresnet50": 43.59,
+    "iresnet100": 65.16,
+    "iresnet200": 118.83,
+}
+
+
+def shapes(backbone, image_size):
+    return jax.eval_shape(lambda key: backbone.init(key, image_size), KEY)
+
+
+def filled(backbone, image_size, seed=0):
+    """(params, batch_stats) of plausible NumPy values; compiles no initialiser."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        noise = rng.standard_normal(leaf.shape)
+        if leaf.ndim > 1:
+            value = noise / np.sqrt(np.prod(leaf.shape[:-1]))
+        else:
+            name = path[-1].key
+            centre = {"bias": 0, "mean": 0, "scale": 1, "var": 1, "slope": 0.25}[name]
+            value = centre + 0.05 * noise
+        return value.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes(backbone, image_size))
+
+
+def short(backbone):
+    """The same network with one residual block a stage: less to compile."""
+    return dataclasses.replace(
+        backbone, module=backbone.module.clone(blocks=(1, 1, 1, 1))
+    )
+
+
+def images_of(batch, size, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.uniform(-1, 1, (batch, size, size, 3)).astype(np.float32)
+
+
+def structure(tree):
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_parameter_counts(name):
+    params, batch_stats = shapes(create_backbone(name), 112)
+    millions = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+    expected = MILLIONS[name.removesuffix("_deprecated")]
+    decimals = 2 if name.startswith("iresnet") else 3
+    assert round(millions, decimals) == expected
+    has_norm = name.startswith("iresnet") or name.endswith("_bn")
+    assert bool(batch_stats) == has_norm
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+def oracle_weights(parameters, prelu):
+    """The rule of oracles/README.md: values from names."""
+    weights = {}
+    for name, shape in parameters.items():
+        z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+        if name.endswith("num_batches_tracked"):
+            value = np.zeros(())
+        elif name.endswith("running_var"):
+            value = 0.5 + np.abs(z)
+        elif name.endswith("running_mean"):
+            value = 0.1 * z
+        elif len(shape) >= 2:
+            value = z / np.sqrt(np.prod(shape[1:]))
+        elif name.endswith("bias"):
+            value = 0.1 * z
+        elif name in prelu:
+            value = 0.25 + 0.05 * z
+        else:
+            value = 1 + 0.1 * z
+        weights[name] = np.asarray(value, np.float32)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("oracle", "name"),
+    [
+        ("opensphere/sfnet4", "sfnet4"),
+        ("opensphere/sfnet20_bn", "sfnet20_bn"),
+        ("opensphere/sfnet20_deprecated", "sfnet20_deprecated"),
+        ("insightface/iresnet18", "iresnet18"),
+    ],
+)
+def test_equals_the_official_networks(shared, oracle, name):
+    facts = json.loads(shared("oracles/backbones.json").read_text())[oracle]
+    with np.load(shared("oracles/backbones.npz")) as outputs:
+        expected = outputs[oracle]
+    backbone = create_backbone(name)
+    weights = oracle_weights(dict(facts["parameters"]), set(facts["prelu"]))
+    params, batch_stats = to_flax(backbone, 112, weights)
+    assert sum(p.size for p in jax.tree.leaves(params)) == facts["trainable"]
+
+    images = np.random.RandomState(0).uniform(-1, 1, (2, 3, 112, 112))
+    images = images.astype(np.float32).transpose(0, 2, 3, 1)
+    embeddings, _ = jax.jit(lambda p, s, x: backbone.apply(p, s, x, train=False))(
+        params, batch_stats, images
+    )
+    error = np.linalg.norm(embeddings - expected) / np.linalg.norm(expected)
+    assert error < 1e-5
+    np.testing.assert_allclose(embeddings, expected, atol=1e-4 * np.abs(expected).max())
+
+    back = to_torch(backbone, 112, params, batch_stats)
+    assert back.keys() == weights.keys()
+    assert all(np.array_equal(back[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("name", ["sfnet10", "sfnet10_bn", "iresnet18"])
+def test_names_survive_the_round_trip(name):
+    backbone = create_backbone(name, width=4, embedding_dim=6)
+    trees = filled(backbone, 48)
+    state_dict = to_torch(backbone, 48, *trees)
+    back = to_flax(backbone, 48, state_dict)
+    assert structure(back) == structure(trees)
+    assert jax.tree.all(jax.tree.map(np.array_equal, back, trees))
+    # Old PyTorch has no counters.
+    old = {k: v for k, v in state_dict.items() if not k.endswith("tracked")}
+    assert structure(to_flax(backbone, 48, old)) == structure(trees)
+
+
+def test_wrong_state_dicts_are_named():
+    backbone = create_backbone("iresnet18", width=2, embedding_dim=3)
+    good = to_torch(backbone, 32, *filled(backbone, 32))
+    cases = [
+        ({"fc.bias": None}, "does not fit iresnet18: missing fc.bias"),
+        ({"head.w": np.zeros(3)}, "does not fit iresnet18: superfluous head.w"),
+        (
+            {"layer1.0.conv1.weight": np.zeros((2, 2, 1, 1))},
+            "layer1.0.conv1.weight is [2, 2, 1, 1], iresnet18 for 32x32 images "
+            "expects [2, 2, 3, 3]",
+        ),
+    ]
+    for change, message in cases:
+        bad = {k: v for k, v in (good | change).items() if v is not None}
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            to_flax(backbone, 32, bad)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=re.escape("fc.weight is [3, 64]")):
+        to_flax(backbone, 48, good)
+    params, batch_stats = filled(backbone, 32)
+    del params["prelu"]
+    with pytest.raises(ValueError, match="missing prelu/slope"):
+        to_torch(backbone, 32, params, batch_stats)
+
+
+def batch_norm_reference(x, weight, variables, momentum=0.9, epsilon=1e-5):
+    """(output, running mean, running var) in float64."""
+    x = x.astype(np.float64)
+    params, stats = variables["params"], variables["batch_stats"]
+    values = x[weight > 0].reshape(-1, x.shape[-1])
+    mean, var = values.mean(0), values.var(0)
+    y = (x - mean) / np.sqrt(var + epsilon) * params["scale"] + params["bias"]
+    new_mean = momentum * stats["mean"] + (1 - momentum) * mean
+    new_var = momentum * stats["var"] + (1 - momentum) * values.var(0, ddof=1)
+    return y, new_mean, new_var
+
+
+def batch_norm_variables(rng, channels):
+    draw = lambda centre: (centre + 0.2 * rng.standard_normal(channels)).astype("f4")  # noqa: E731
+    return {
+        "params": {"scale": draw(1), "bias": draw(0)},
+        "batch_stats": {"mean": draw(0), "var": draw(1)},
+    }
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5, 3), (8, 3)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_batch_norm_in_training(rng, shape, weighted):
+    x = (3 + 2 * rng.standard_normal(shape)).astype(np.float32)
+    variables = batch_norm_variables(rng, 3)
+    weight = np.ones(shape[0], np.float32)
+    if weighted:
+        weight[[0, 2]] = 0
+        x[2] = 1e4
+    y, changed = BatchNorm().apply(
+        variables,
+        x,
+        train=True,
+        weight=jnp.asarray(weight) if weighted else None,
+        mutable=["batch_stats"],
+    )
+    expected, mean, var = batch_norm_reference(x, weight, variables)
+    np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(changed["batch_stats"]["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(changed["batch_stats"]["var"], var, rtol=1e-5)
+
+
+def test_batch_norm_in_evaluation(rng):
+    x = rng.standard_normal((4, 2, 2, 3)).astype(np.float32)
+    variables = batch_norm_variables(rng, 3)
+    params, stats = variables["params"], variables["batch_stats"]
+    y = BatchNorm().apply(variables, x, train=False)
+    expected = (x - stats["mean"].reshape(1, 1, 1, 3)) / np.sqrt(stats["var"] + 1e-5)
+    expected = expected * params["scale"] + params["bias"]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_gradient_ignores_unreadable_images(rng):
+    """Same gradients as without those images, even where they hold NaN."""
+    x = rng.standard_normal((5, 4, 4, 3)).astype(np.float32)
+    factor = rng.standard_normal((3, 4, 4, 3)).astype(np.float32)
+    variables = batch_norm_variables(rng, 3)
+    keep = np.array([0, 1, 3])
+
+    def loss(params, x, weight, rows):
+        y, _ = BatchNorm().apply(
+            variables | {"params": params},
+            x,
+            train=True,
+            weight=weight,
+            mutable=["batch_stats"],
+        )
+        return jnp.sum(factor * y[rows] ** 2)
+
+    grad = jax.grad(loss, argnums=(0, 1))
+    _, expected_dx = grad(variables["params"], x[keep], None, np.arange(3))
+    weight = jnp.array([1.0, 1, 0, 1, 0])
+    corrupt = x.copy()
+    corrupt[[2, 4]] = 1e6
+    _, dx = grad(variables["params"], corrupt, weight, keep)
+    np.testing.assert_allclose(dx[keep], expected_dx, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(dx[np.array([2, 4])], 0)
+    corrupt[[2, 4]] = np.nan
+    _, changed = BatchNorm().apply(
+        variables, corrupt, train=True, weight=weight, mutable=["batch_stats"]
+    )
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves(changed))
+
+
+def test_batch_norm_without_any_readable_image(rng):
+    variables = batch_norm_variables(rng, 3)
+    y, changed = BatchNorm().apply(
+        variables,
+        jnp.zeros((4, 2, 2, 3)),
+        train=True,
+        weight=jnp.zeros(4),
+        mutable=["batch_stats"],
+    )
+    assert np.isfinite(y).all()
+    for name, value in variables["batch_stats"].items():
+        np.testing.assert_array_equal(changed["batch_stats"][name], value)
+
+
+def test_batch_norm_far_from_zero(rng):
+    """One pass over the data must not cancel once the running mean is near."""
+    x = (1000 + 0.1 * rng.standard_normal((64, 8, 8, 2))).astype(np.float32)
+    variables = batch_norm_variables(rng, 2)
+    variables["batch_stats"]["mean"] = np.full(2, 999.9, np.float32)
+    y, _ = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
+    expected, _, _ = batch_norm_reference(x, np.ones(64), variables)
+    np.testing.assert_allclose(y, expected, atol=2e-3)
+
+
+def test_batch_norm_refuses_a_single_value():
+    module = BatchNorm()
+    variables = module.init(KEY, jnp.zeros((1, 3)), train=False)
+    with pytest.raises(ValueError, match="1 value a channel"):
+        module.apply(variables, jnp.zeros((1, 3)), train=True, mutable=["batch_stats"])
+
+
+def test_frozen_scale_gets_no_gradient(rng):
+    x = rng.standard_normal((4, 3)).astype(np.float32)
+    variables = batch_norm_variables(rng, 3)
+    for frozen in (False, True):
+        module = BatchNorm(frozen_scale=frozen)
+        params = variables["params"]
+        _, vjp = jax.vjp(
+            lambda p, m=module: m.apply({**variables, "params": p}, x, train=False),
+            params,
+        )
+        (grads,) = vjp(jnp.ones_like(x))
+        assert (np.abs(grads["scale"]).max() == 0) == frozen
+        assert np.abs(grads["bias"]).max() > 0
+
+
+def test_prelu_has_one_slope_a_channel():
+    x = jnp.array([[-1.0, -2.0], [3.0, 4.0]])
+    initial = PReLU().init(KEY, x)["params"]["slope"]
+    np.testing.assert_array_equal(initial, [0.25, 0.25])
+    y = PReLU().apply({"params": {"slope": jnp.array([0.1, -0.5])}}, x)
+    np.testing.assert_allclose(y, [[-0.1, 1.0], [3.0, 4.0]])
+    assert PReLU().apply(
+        {"params": {"slope": initial}}, x.astype("bfloat16")
+    ).dtype == (jnp.bfloat16)
+
+
+def test_strided_convolution_pads_both_sides():
+    """PyTorch's padding 1 and not "SAME", which would pad the end only."""
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1)  # looks one up and one left
+    y = Conv(1, stride=2).apply({"params": {"kernel": kernel}}, x)
+    np.testing.assert_array_equal(y[0, :, :, 0], [[0, 0], [0, 5]])
+
+
+def test_drop_path_drops_whole_examples():
+    assert drop_path_rates(0.4, 5) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert drop_path_rates(0.4, 0) == []
+    x = jnp.ones((4000, 2, 1))
+    module = DropPath(0.25)
+    assert module.apply({}, x, train=False) is x
+    y = module.apply({}, x, train=True, rngs={"dropout": KEY})
+    np.testing.assert_array_equal(y[:, :1], y[:, 1:])
+    np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
+    assert np.mean(y) == pytest.approx(1, abs=0.03)
+
+
+def test_initial_values_have_the_published_spread():
+    """Xavier, He (fan out), N(0, .1); biases and Linear as PyTorch's defaults."""
+
+    def init(name, *paths):
+        backbone = create_backbone(name, width=16, embedding_dim=32)
+
+        @jax.jit  # leaves that are not returned are not computed
+        def leaves(key):
+            params, _ = backbone.init(key, 32)
+            flat = {"/".join(k.key for k in p): v for p, v in path_leaves(params)}
+            return [flat[path] for path in paths]
+
+        return [np.asarray(leaf) for leaf in leaves(KEY)]
+
+    path_leaves = jax.tree_util.tree_leaves_with_path
+    kernel = "layer3_0/conv1/kernel"
+    xavier, conv_bias = init("sfnet10_deprecated", kernel, "layer3_0/conv1/bias")
+    he, fc_kernel, fc_bias = init("sfnet10", kernel, "fc/kernel", "fc/bias")
+    normal, scale, slope = init(
+        "iresnet18", kernel, "features/scale", "layer2_0/prelu/slope"
+    )
+    assert np.std(xavier) == pytest.approx(np.sqrt(2 / (9 * (32 + 64))), rel=0.03)
+    assert np.std(he) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.03)
+    assert np.std(normal) == pytest.approx(0.1, rel=0.03)
+    for values, fan_in in (
+        (conv_bias, 9 * 32),
+        (fc_kernel, 2 * 2 * 128),
+        (fc_bias, 2 * 2 * 128),
+    ):
+        bound = 1 / np.sqrt(fan_in)
+        assert 0.8 * bound < np.abs(values).max() <= bound
+    np.testing.assert_array_equal(scale, 1)
+    np.testing.assert_array_equal(slope, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("sfnet4", 64),
+        ("sfnet4_bn", 48),
+        ("sfnet4_deprecated", 48),
+        ("iresnet18", 64),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_keeps_structure_and_dtypes(name, size, dtype):
+    """Narrow, at other sizes, in both precisions, with an unreadable image, jitted."""
+    backbone = short(create_backbone(name, width=4, embedding_dim=8, dtype=dtype))
+    params, batch_stats = filled(backbone, size)
+    weight = jnp.array([1.0, 1.0, 0.0])
+
+    @jax.jit
+    def gradients(params, batch_stats, images):
+        def loss(params):
+            embeddings, new = backbone.apply(
+                params, batch_stats, images, train=True, weight=weight
+            )
+            return jnp.sum(weight[:, None] * embeddings**2), (embeddings, new)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    grads, (embeddings, new) = gradients(params, batch_stats, images_of(3, size))
+    assert embeddings.shape == (3, 8)
+    assert embeddings.dtype == jnp.float32
+    assert structure(new) == structure(batch_stats)
+    assert structure(grads) == structure(params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    if not batch_stats:
+        assert new == {}
+    for path in backbone.frozen:
+        leaf = grads
+        for key in path:
+            leaf = leaf[key]
+        np.testing.assert_array_equal(leaf, 0)
+    if dtype == "bfloat16":
+        full = short(create_backbone(name, width=4, embedding_dim=8))
+        evaluate = lambda b: jax.jit(  # noqa: E731
+            lambda p, s, x: b.apply(p, s, x, train=False)[0]
+        )(params, batch_stats, images_of(3, size))
+        want, got = evaluate(full), evaluate(backbone)
+        assert got.dtype == jnp.float32
+        assert 0 < np.linalg.norm(got - want) < 0.05 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("option", ["dropout", "drop_path"])
+def test_random_parts_need_a_key_and_sleep_in_evaluation(option):
+    plain = create_backbone("sfnet10", width=4, embedding_dim=8)
+    noisy = create_backbone("sfnet10", width=4, embedding_dim=8, **{option: 0.5})
+    params, _ = filled(plain, 32)
+    images = images_of(4, 32)
+    with pytest.raises(ValueError, match="training needs a key"):
+        noisy.apply(params, {}, images, train=True)
+
+    def embed(backbone, train, seed=None):
+        key = None if seed is None else jax.random.key(seed)
+        return np.asarray(backbone.apply(params, {}, images, train=train, key=key)[0])
+
+    np.testing.assert_array_equal(embed(noisy, False), embed(plain, False))
+    np.testing.assert_array_equal(embed(plain, True), embed(plain, False))
+    np.testing.assert_array_equal(embed(noisy, True, 1), embed(noisy, True, 1))
+    assert np.abs(embed(noisy, True, 1) - embed(noisy, True, 2)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet50"}, "backbone is 'resnet50', expected one of sfnet4, "),
+        ({"dtype": "float16"}, "dtype is 'float16', expected one of float32, bfloat16"),
+        ({"width": 0}, "width is 0, expected at least 1"),
+        ({"drop_path": 1.0}, "drop_path is 1.0, expected at least 0 and below 1"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create_backbone(**({"name": "sfnet4"} | arguments))
+
+
+def test_wrong_images():
+    backbone = create_backbone("sfnet4", width=2, embedding_dim=4)
+    with pytest.raises(ValueError, match="100x100, expected multiples of 16"):
+        backbone.init(KEY, 100)
+    params, _ = filled(backbone, 32)
+    cases = [
+        (np.zeros((1, 3, 32, 32), "f4"), {}, "images are [1, 3, 32, 32], expected [B,"),
+        (np.zeros((1, 32, 32, 3), "u1"), {}, "images are uint8, expected floating"),
+        (np.zeros((1, 40, 40, 3), "f4"), {}, "40x40, expected multiples of 16"),
+        (np.zeros((1, 64, 64, 3), "f4"), {}, "are for images of 1024 pixels"),
+        (np.zeros((2, 32, 32, 3), "f4"), {"weight": jnp.ones(1)}, "weight is [1]"),
+    ]
+    for images, keywords, message in cases:
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            backbone.apply(params, {}, images, train=True, **keywords)
+        assert "\n" not in str(caught.value)
