@@ -25,7 +25,9 @@ class Checkpoints:
         keep_last: int = 2,
         best_metric: str = "",
     ):
-        policies = ocp.training.preservation_policies
+        # Any: Orbax's policies do not match its own protocols.
+        policies: Any = ocp.training.preservation_policies
+        decisions: Any = ocp.training.save_decision_policies
         keep: list[Any] = [policies.LatestN(keep_last)]
         if best_metric:
             keep.append(
@@ -39,9 +41,7 @@ class Checkpoints:
         self._best_metric = best_metric
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
-            save_decision_policy=(
-                ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-            ),
+            save_decision_policy=decisions.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
         )
@@ -61,10 +61,15 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """Step of the best checkpoint by the named metric, if any has it."""
-        scored = [
-            (c.metrics[self._best_metric], c.step)
+        metrics = {
+            c.step: c.metrics
             for c in self._checkpointer.checkpoints
-            if c.metrics and self._best_metric in c.metrics
+            if isinstance(c.metrics, dict)
+        }
+        scored = [
+            (values[self._best_metric], step)
+            for step, values in metrics.items()
+            if self._best_metric in values
         ]
         return max(scored)[1] if scored else None
 
@@ -73,14 +78,8 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        score = {
-            k: float(v) for k, v in metrics.items() if k == self._best_metric
-        }
+        score: Any = {k: v for k, v in metrics.items() if k == self._best_metric}
         self._checkpointer.save_async(step, as_tree(state), metrics=score or None)
-
-    def wait(self) -> None:
-        """Blocks until everything is on disk."""
-        self._checkpointer.close()
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
         """The state at `step` (default: the newest), placed like `template`.
@@ -107,16 +106,29 @@ class Checkpoints:
             restored = self._checkpointer.load(step, abstract)
         except Exception as error:
             raise ValueError(_damaged(where, error)) from error
-        return template.replace(**restored)
+        return _from_tree(template, restored)
 
 
 def as_tree(state: TrainState) -> dict[str, Any]:
-    """The state as plain dicts, so that no class is needed to read a checkpoint.
+    """The state as plain dicts of arrays, so that no class is needed to read it.
 
-    Optax's named tuples become lists of leaves.
+    The optimizer's state is a flat dict by path: Optax's nesting of empty tuples is
+    its own affair and must not decide whether a checkpoint can be read.
     """
     fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+    fields["opt_state"] = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+    }
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+
+
+def _from_tree(template: TrainState, tree: dict[str, Any]) -> TrainState:
+    """Inverse of `as_tree`; `template` gives the nesting of the optimizer's state."""
+    structure = jax.tree.structure(template.opt_state)
+    names = as_tree(template)["opt_state"]
+    opt_state = structure.unflatten([tree["opt_state"][name] for name in names])
+    return template.replace(**tree | {"opt_state": opt_state})
 
 
 def _named_shapes(tree: Any) -> dict[str, tuple]:
@@ -133,6 +145,8 @@ def _named_shapes(tree: Any) -> dict[str, tuple]:
 
 def _check_same_arrays(where: epath.Path, saved: Any, wanted: Any) -> None:
     found, expected = _named_shapes(saved), _named_shapes(wanted)
+    if not found:
+        raise ValueError(_damaged(where, ValueError("no arrays found")))
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise ValueError(

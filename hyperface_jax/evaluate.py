@@ -1,244 +1,147 @@
-"""Runs the protocols that a config names. A new protocol is one function."""
+"""Runs the protocols that a config names; writes results, scores and report."""
 
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
+import logging
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from etils import epath
 
-from hyperface_jax.data.decode import BadImageError, decode_image
-from hyperface_jax.data.pairs import Pairs
-from hyperface_jax.data.splits import EvaluationSet
-from hyperface_jax.evaluation import identification, open_set, verification
-from hyperface_jax.evaluation.embed import embed_rows
-from hyperface_jax.evaluation.results import HardPair, ProtocolResult, hardest_pairs
+from hyperface_jax import (
+    classifier,
+    metric_writer,
+    report,
+    workdir,
+)
+from hyperface_jax import (
+    config as config_lib,
+)
+from hyperface_jax.checkpoint import Checkpoints
+from hyperface_jax.evaluation import protocols
+from hyperface_jax.evaluation.results import ProtocolResult
+from hyperface_jax.experiment import Experiment, create_experiment
+from hyperface_jax.train_state import TrainState
 
-EmbedFn = Callable[[jax.Array], jax.Array]
-
-
-@dataclasses.dataclass
-class Embedded:
-    """An evaluation set with the embeddings of the images that its protocols need.
-
-    Attributes:
-      data: the set.
-      embeddings: float32 [n, D].
-      position: [rows of the source] -> index into embeddings, or -1.
-      unreadable: row -> reason.
-      seconds: that embedding took.
-    """
-
-    data: EvaluationSet
-    embeddings: np.ndarray
-    position: np.ndarray
-    unreadable: dict[int, str] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
-
-    def of(self, rows: np.ndarray) -> np.ndarray:
-        """Embeddings [len(rows), D]."""
-        return self.embeddings[self.position[rows]]
-
-    def scores(self, pairs: Pairs) -> np.ndarray:
-        """Cosine of each pair."""
-        return verification.pair_scores(
-            self.embeddings, self.position[pairs.first], self.position[pairs.second]
-        )
+log = logging.getLogger(__name__)
 
 
-def verify_folds(e: Embedded) -> ProtocolResult | None:
-    """1:1 verification; the threshold of a fold comes from the other folds."""
-    pairs = e.data.pairs
-    if pairs is None or len(np.unique(pairs.fold)) < 2:
-        return None
-    scores = e.scores(pairs)
-    metrics = verification.verify(scores, pairs.is_genuine, pairs.fold)
-    return _result("verification", metrics, scores, pairs)
-
-
-def verify_held_out(e: Embedded) -> ProtocolResult | None:
-    """1:1 verification; the threshold comes from pairs of people in neither set."""
-    pairs, dev = e.data.pairs, e.data.dev_pairs
-    if pairs is None or dev is None:
-        return None
-    threshold = verification.choose_threshold(e.scores(dev), dev.is_genuine)
-    scores = e.scores(pairs)
-    accuracy = verification.accuracy_at_threshold(scores, pairs.is_genuine, threshold)
-    metrics = {
-        "accuracy": accuracy,
-        "standard_error": float(np.sqrt(accuracy * (1 - accuracy) / len(pairs))),
-        "threshold": threshold,
-        "best_accuracy": verification.best_accuracy(scores, pairs.is_genuine),
-        "eer": verification.equal_error_rate(scores, pairs.is_genuine),
-        "auc": verification.auc(scores, pairs.is_genuine),
-        "genuine_pairs": float(pairs.is_genuine.sum()),
-        "impostor_pairs": float((~pairs.is_genuine).sum()),
-        "development_pairs": float(len(dev)),
-    }
-    return _result("held_out_threshold", metrics, scores, pairs)
-
-
-def open_set_protocol(e: Embedded) -> ProtocolResult | None:
-    """The papers' criterion: largest intra-class against smallest inter-class angle."""
-    rows = e.data.open_set_rows
-    labels = e.data.faces.label_of_row()[rows]
-    if len(rows) < 2 or len(np.unique(labels)) < 2 or len(np.unique(labels)) == len(rows):
-        return None
-    found = open_set.open_set_criterion(e.of(rows), labels)
-    return ProtocolResult(
-        name="open_set",
-        metrics={
-            "max_intra_degrees": found.max_intra,
-            "min_inter_degrees": found.min_inter,
-            "intra_q99_degrees": found.intra_q99,
-            "inter_q01_degrees": found.inter_q01,
-            "overlap": found.overlap,
-        },
-        counts={
-            "genuine_pairs": found.genuine_pairs,
-            "impostor_pairs": found.impostor_pairs,
-        },
-        scores=np.zeros(0),
-        is_genuine=np.zeros(0, bool),
-        open_set=found,
-    )
-
-
-def identify(e: Embedded) -> ProtocolResult | None:
-    """Closed-set 1:N: each probe is looked for in the gallery."""
-    gallery, probes = e.data.gallery, e.data.probes
-    if not len(gallery) or not len(probes):
-        return None
-    labels = e.data.faces.label_of_row()
-    metrics = identification.rank_k(
-        e.of(gallery), labels[gallery], e.of(probes), labels[probes]
-    )
-    rates = {k: v for k, v in metrics.items() if k.startswith("rank")}
-    counts = {k: int(v) for k, v in metrics.items() if k not in rates}
-    return ProtocolResult(
-        name="identification",
-        metrics=rates,
-        counts=counts,
-        scores=np.zeros(0),
-        is_genuine=np.zeros(0, bool),
-    )
-
-
-PROTOCOLS: dict[str, Callable[[Embedded], ProtocolResult | None]] = {
-    "verification": verify_folds,
-    "held_out_threshold": verify_held_out,
-    "open_set": open_set_protocol,
-    "identification": identify,
-}
-
-
-def _result(
-    name: str, metrics: dict[str, float], scores: np.ndarray, pairs: Pairs
-) -> ProtocolResult:
-    counts = {k: int(v) for k, v in metrics.items() if k.endswith("_pairs")}
-    rates = {k: v for k, v in metrics.items() if k not in counts}
-    return ProtocolResult(
-        name=name,
-        metrics=rates,
-        counts=counts,
-        scores=scores,
-        is_genuine=pairs.is_genuine,
-    )
-
-
-def embed_evaluation_set(
-    data: EvaluationSet,
-    embed: EmbedFn,
-    *,
-    image_size: int,
-    batch_size: int,
-    threads: int,
-    mesh: Mesh,
-) -> Embedded:
-    """Embeds each image that any protocol needs, once."""
-    needed = [data.open_set_rows, data.gallery, data.probes]
-    for pairs in (data.pairs, data.dev_pairs):
-        if pairs is not None:
-            needed += [pairs.first, pairs.second]
-    rows = np.unique(np.concatenate(needed)).astype(int)
-    start = time.monotonic()
-    embeddings, unreadable = embed_rows(
-        embed,
-        data.faces,
-        rows,
-        image_size=image_size,
-        batch_size=batch_size,
-        threads=threads,
-        mesh=mesh,
-    )
-    position = np.full(len(data.faces.source), -1)
-    position[rows] = np.arange(len(rows))
-    return Embedded(
-        data, embeddings, position, unreadable, time.monotonic() - start
-    )
-
-
-def run_protocols(
-    embedded: Embedded, names: Sequence[str], *, hardest: int = 0, image_size: int = 112
+def evaluate_state(
+    run: Experiment, state: TrainState, *, hardest: int
 ) -> list[ProtocolResult]:
-    """Results of the named protocols; those that the data does not offer are left out.
+    """Runs the config's protocols with the weights of a state."""
+    if run.evaluation_set is None:
+        return []
+    c = run.config
+    weights, batch_stats = state.evaluation_weights(c.eval.use_ema)
 
-    Args:
-      embedded: from `embed_evaluation_set`.
-      names: of `PROTOCOLS`.
-      hardest: genuine and impostor pairs to keep as pictures; 0 for none.
-      image_size: of these pictures.
-    """
-    results = []
-    for name in names:
-        result = PROTOCOLS[name](embedded)
-        if result is None:
-            continue
-        if embedded.unreadable:
-            result.counts["unreadable_images"] = len(embedded.unreadable)
-        if hardest and len(result.scores):
-            result = with_pictures(result, embedded, hardest, image_size)
-        results.append(result)
+    def embed(images: jax.Array) -> jax.Array:
+        return run.embed(weights, batch_stats, images)
+
+    embedded = protocols.embed_evaluation_set(
+        run.evaluation_set,
+        embed,
+        image_size=c.data.image_size,
+        batch_size=c.eval.batch_size,
+        threads=c.data.threads,
+        mesh=run.mesh,
+    )
+    return protocols.run_protocols(
+        embedded, c.eval.protocols, hardest=hardest, image_size=c.data.image_size
+    )
+
+
+def evaluate_and_report(
+    run: Experiment, state: TrainState, folder: epath.Path, *, best_step: int | None
+) -> list[ProtocolResult]:
+    """Evaluates and writes results.json, scores.npz and report.html to a workdir."""
+    c = run.config
+    hardest = c.report.hardest if c.report.pictures else 0
+    results = evaluate_state(run, state, hardest=hardest)
+    summary = _summary(run, state, best_step)
+    name = run.evaluation_set.name if run.evaluation_set else ""
+    workdir.write_json(
+        folder / workdir.RESULTS,
+        {
+            "step": int(state.step),
+            "metrics": protocols.flat_metrics(name, results),
+            "protocols": [result.to_json() for result in results],
+            "summary": summary,
+            "versions": workdir.versions(),
+        },
+    )
+    _write_scores(folder, results)
+    has_margin = c.head.loss != classifier.PLAIN_SOFTMAX
+    report.write_report(
+        folder / workdir.REPORT,
+        title=f"{c.head.loss} on {c.data.name}",
+        config=c.to_dict(),
+        versions=workdir.versions(),
+        training=metric_writer.read_metrics(folder),
+        results=results,
+        margin=c.head.loss if has_margin else None,
+        margin_value=float(run.margin(state.step)) if has_margin else None,
+        summary=summary,
+        pictures=c.report.pictures,
+    )
+    for key, value in protocols.flat_metrics(name, results).items():
+        log.info("%s = %.4f", key, value)
+    log.info("report: %s", folder / workdir.REPORT)
     return results
 
 
-def with_pictures(
-    result: ProtocolResult, embedded: Embedded, count: int, image_size: int
-) -> ProtocolResult:
-    """Adds the `count` least similar genuine and most similar impostor pairs."""
-    pairs = embedded.data.pairs
-    assert pairs is not None
-    source = embedded.data.faces.source
-    kept = []
-    chosen = hardest_pairs(result.scores, result.is_genuine, count)
-    for k in np.concatenate(chosen):
-        images: list[Any] = []
-        for record in source.__getitems__([int(pairs.first[k]), int(pairs.second[k])]):
-            try:
-                image = decode_image(record["image"], image_size)
-            except BadImageError:
-                image = np.zeros((image_size, image_size, 3), np.uint8)
-            name = record["id"]
-            images.append((name.decode() if isinstance(name, bytes) else name, image))
-        kept.append(
-            HardPair(
-                kind="genuine" if result.is_genuine[k] else "impostor",
-                score=float(result.scores[k]),
-                first_id=images[0][0],
-                second_id=images[1][0],
-                first_image=images[0][1],
-                second_image=images[1][1],
-            )
-        )
-    return dataclasses.replace(result, hardest=tuple(kept))
+def evaluate_workdir(config: Any | None, path: epath.PathLike) -> list[ProtocolResult]:
+    """Evaluates the newest checkpoint of a workdir and writes its report anew.
+
+    Args:
+      config: takes the keys that do not change the mathematics (evaluation, report,
+        paths) from here, or None to repeat those of the run.
+      path: the workdir.
+    """
+    folder = epath.Path(path)
+    saved = config_lib.load(folder / workdir.CONFIG)
+    run = create_experiment(saved if config is None else config)
+    if config is not None:
+        config_lib.check_resumable(saved, run.config)
+    with Checkpoints(
+        folder,
+        keep_last=run.config.log.keep_last,
+        best_metric=run.config.log.best_metric,
+    ) as checkpoints:
+        state = checkpoints.restore(run.create_state())
+        best_step = checkpoints.best_step
+    return evaluate_and_report(run, state, folder, best_step=best_step)
 
 
-def flat_metrics(name: str, results: Sequence[ProtocolResult]) -> dict[str, float]:
-    """{"test/verification/kfold_accuracy": value}, for logs and the best checkpoint."""
-    return {
-        f"{name}/{result.name}/{key}": value
-        for result in results
-        for key, value in result.metrics.items()
+def _summary(
+    run: Experiment, state: TrainState, best_step: int | None
+) -> dict[str, str]:
+    c = run.config
+    weights, _ = state.evaluation_weights(c.eval.use_ema)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
+    facts = {
+        "Training set": f"{run.train_set.name}: {run.train_set.num_classes} people, "
+        f"{len(run.train_set)} images",
+        "Backbone": f"{c.backbone.name}, width {c.backbone.width}, "
+        f"{parameters / 1e6:.2f} M parameters, {c.backbone.embedding_dim}-D",
+        "Loss": f"{c.head.loss}, {c.head.norm}, m = {float(run.margin(state.step)):g}"
+        + ("" if c.head.norm == "nfn" else f", s = {c.head.scale:g}"),
+        "Steps": f"{int(state.step)} of {c.train.batch_size} images",
+        "Weights evaluated": "moving average"
+        if c.eval.use_ema and state.ema
+        else "last step",
     }
+    if best_step is not None:
+        facts["Best checkpoint"] = f"step {best_step} by {c.log.best_metric}"
+    return facts
+
+
+def _write_scores(folder: epath.Path, results: list[ProtocolResult]) -> None:
+    arrays = {}
+    for result in results:
+        if len(result.scores):
+            arrays[f"{result.name}/scores"] = np.asarray(result.scores, np.float32)
+            arrays[f"{result.name}/is_genuine"] = result.is_genuine
+    temporary = folder / f"{workdir.SCORES}.tmp"
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    temporary.replace(folder / workdir.SCORES)

@@ -11,19 +11,21 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from hyperface_jax import (
     augment,
     classifier,
-    config as config_lib,
     optimizer,
     schedules,
     sharding,
     train_state,
     train_step,
 )
+from hyperface_jax import (
+    config as config_lib,
+)
 from hyperface_jax.backbones import Backbone, create_backbone
+from hyperface_jax.config import Config
 from hyperface_jax.data import datasets, pipeline, splits
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.evaluation.embed import EmbedFn, make_embed_fn
@@ -46,7 +48,7 @@ class Experiment:
       margin: step -> m.
     """
 
-    config: ConfigDict
+    config: Config
     train_set: FaceSet
     evaluation_set: splits.EvaluationSet | None
     mesh: Mesh
@@ -59,7 +61,7 @@ class Experiment:
     def batches(
         self, reader: pipeline.BatchReader, start_step: int
     ) -> Iterator[pipeline.Batch]:
-        """This process's batches from `start_step` to the end of the run."""
+        """Batches of this process, from `start_step` to the end of the run."""
         c = self.config
         return pipeline.train_batches(
             reader,
@@ -81,7 +83,7 @@ class Experiment:
         )
 
 
-def open_data(config: ConfigDict) -> tuple[FaceSet, splits.EvaluationSet | None]:
+def open_data(config: Config) -> tuple[FaceSet, splits.EvaluationSet | None]:
     """Prepares the dataset if need be and splits it by people."""
     d = config.data
     builder = datasets.prepare(
@@ -96,7 +98,7 @@ def open_data(config: ConfigDict) -> tuple[FaceSet, splits.EvaluationSet | None]
     )
 
 
-def create_experiment(config: ConfigDict) -> Experiment:
+def create_experiment(config: Config) -> Experiment:
     """Builds everything that a validated config names; allocates no parameters."""
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_divisible("train.batch_size", config.train.batch_size, mesh)
@@ -115,6 +117,7 @@ def create_experiment(config: ConfigDict) -> Experiment:
         learning_rate=learning_rate,
         backbone=optimizer.PartSettings(**c.optimizer.backbone),
         prototypes=optimizer.PartSettings(**c.optimizer.prototypes),
+        frozen=backbone.frozen,
         **_without(c.optimizer, "backbone", "prototypes"),
     )
     step = train_step.make_train_step(
@@ -154,7 +157,7 @@ def create_experiment(config: ConfigDict) -> Experiment:
 
 
 def _loss_fn(
-    c: ConfigDict, num_classes: int, margin: schedules.Schedule
+    c: Config, num_classes: int, margin: schedules.Schedule
 ) -> classifier.LossFn:
     h = c.head
     return classifier.make_loss_fn(
@@ -174,11 +177,11 @@ def _loss_fn(
     )
 
 
-def _prototype_norm(c: ConfigDict) -> str:
+def _prototype_norm(c: Config) -> str:
     """Plain softmax has weights of any length: nothing puts them on the sphere."""
     plain = c.head.loss == classifier.PLAIN_SOFTMAX
     return "differentiate" if plain else c.head.prototype_norm
 
 
-def _without(section: ConfigDict, *keys: str) -> dict[str, Any]:
+def _without(section: Config, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in keys}

@@ -12,7 +12,10 @@ capped at 1/`MIN_SIN`.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
+
+Scalar = float | Array
+"""A number that may be traced (or an array that broadcasts)."""
 
 MIN_SIN = 1e-4
 """1/sin θ counts as at most 1/MIN_SIN in a slope (θ nearer than .0057° to a pole)."""
@@ -37,7 +40,7 @@ def magnitude(x: Float[Array, "... D"]) -> Float[Array, "..."]:
 def l2_normalize(
     x: Float[Array, "... D"], min_norm: float = 1e-12
 ) -> Float[Array, "... D"]:
-    """x / max(|x|, min_norm) over the last axis; 0 stays 0, with gradient 0 there."""
+    """X / max(|x|, min_norm) over the last axis; 0 stays 0, with gradient 0 there."""
     x = at_least_float32(x)
     norm = magnitude(x)[..., None]
     return jnp.where(norm == 0, 0, x / jnp.maximum(norm, min_norm))
@@ -98,7 +101,7 @@ def _sine_ratio(m: Array, theta: Array, sine: Array) -> Array:
     return jnp.where(theta < jnp.pi / 2, near_zero, pole - cos_pi * regular)
 
 
-def cos_multiple(cos_theta: Float[Array, "..."], m: ArrayLike) -> Float[Array, "..."]:
+def cos_multiple(cos_theta: Float[Array, "..."], m: Scalar) -> Float[Array, "..."]:
     """cos(mθ) for any real m > 0, with slope m sin(mθ)/sin θ in cos θ.
 
     For whole m this is the Chebyshev polynomial T_m. The slope is m² at θ = 0; at
@@ -121,7 +124,7 @@ def _cos_multiple_jvp(primals, tangents):
     return jnp.cos(m * theta), slope * cos_dot - theta * jnp.sin(m * theta) * m_dot
 
 
-def cos_shifted(cos_theta: Float[Array, "..."], m: ArrayLike) -> Float[Array, "..."]:
+def cos_shifted(cos_theta: Float[Array, "..."], m: Scalar) -> Float[Array, "..."]:
     """cos(θ + m), m in radians, with slope sin(θ + m)/max(sin θ, MIN_SIN)."""
     return _cos_shifted(cos_theta, jnp.asarray(m, cos_theta.dtype))
 

@@ -7,9 +7,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from hyperface_jax import geometry
+from hyperface_jax.geometry import Scalar
 from hyperface_jax.magnitudes import Magnitude
 from hyperface_jax.margins import (
     Clamp,
@@ -35,7 +36,7 @@ def hyperspherical_softmax(
     detach: Detach = "cosine",
     clamp: Clamp = "exact",
     prototype_norm: Prototypes = "project",
-    loss_weight: ArrayLike = 1.0,
+    loss_weight: Scalar = 1.0,
     divide_by_scale: bool = True,
     class_mask: Bool[Array, " C"] | None = None,
 ) -> tuple[Float[Array, " B"], Aux]:
@@ -101,7 +102,7 @@ def plain_softmax(
     labels: Int[Array, " B"],
     prototypes: Float[Array, "C D"],
     *,
-    loss_weight: ArrayLike = 1.0,
+    loss_weight: Scalar = 1.0,
     class_mask: Bool[Array, " C"] | None = None,
 ) -> tuple[Float[Array, " B"], Aux]:
     """Softmax cross-entropy over x·w_j, nothing normalised, no bias.

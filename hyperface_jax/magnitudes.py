@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
+
+from hyperface_jax.geometry import Scalar
 
 MAGNITUDES = ("hfn", "nfn", "sfn")
 PENALTIES = ("l1", "l2")
@@ -24,10 +26,10 @@ class Magnitude(NamedTuple):
 
     rho: Callable[[Array], Array]
     penalty: Callable[[Array], Array]
-    scale: ArrayLike | None
+    scale: Scalar | None
 
 
-def hfn(scale: ArrayLike) -> Magnitude:
+def hfn(scale: Scalar) -> Magnitude:
     """Hard feature normalisation: ρ = s, whatever the length of the embedding."""
     return Magnitude(
         lambda norm: jnp.full_like(norm, scale), lambda norm: 0 * norm, scale
@@ -39,9 +41,7 @@ def nfn() -> Magnitude:
     return Magnitude(lambda norm: norm, lambda norm: 0 * norm, None)
 
 
-def sfn(
-    scale: ArrayLike, strength: ArrayLike, penalty: str = "l1"
-) -> Magnitude:
+def sfn(scale: Scalar, strength: Scalar, penalty: str = "l1") -> Magnitude:
     """Soft feature normalisation: ρ = |x|, and t·| |x| - s | (l1) or t·(|x| - s)² (l2).
 
     Args:

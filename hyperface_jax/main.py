@@ -1,7 +1,7 @@
 """Command line: flags and dispatch. Short on purpose: all else can be imported.
 
-    python -m hyperface_jax.main --config configs/sfr.py --workdir runs/sfr
-    python -m hyperface_jax.main --mode eval --workdir runs/sfr
+python -m hyperface_jax.main --config configs/sfr.py --workdir runs/sfr
+python -m hyperface_jax.main --mode eval --workdir runs/sfr
 """
 
 import logging
@@ -37,12 +37,13 @@ def main(argv: list[str]) -> None:
 
 def _dispatch() -> None:
     # Imported here: worker processes that draw faces import this module, too.
-    from hyperface_jax import config as config_lib, report_run, train
+    from hyperface_jax import config as config_lib
+    from hyperface_jax import evaluate, train
 
     if not _WORKDIR.value:
         raise ValueError("--workdir is missing, expected a folder for the run")
     if _MODE.value == "eval":
-        report_run.evaluate_workdir(_CONFIG.value, _WORKDIR.value)
+        evaluate.evaluate_workdir(_CONFIG.value, _WORKDIR.value)
     elif _CONFIG.value is None:
         raise ValueError("--config is missing, expected a file such as configs/sfr.py")
     else:

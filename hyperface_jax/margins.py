@@ -18,9 +18,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from hyperface_jax import geometry
+from hyperface_jax.geometry import Scalar
 
 Detach = Literal["none", "cosine", "angle"]
 Clamp = Literal["exact", "official"]
@@ -37,9 +38,9 @@ class MarginContext(NamedTuple):
       magnitude: |x| of each example [B, 1], for margins that depend on it.
     """
 
-    margin: ArrayLike
-    annealing: ArrayLike = 0.0
-    magnitude: ArrayLike | None = None
+    margin: Scalar
+    annealing: Scalar = 0.0
+    magnitude: Scalar | None = None
 
 
 class Margin(NamedTuple):
@@ -91,9 +92,7 @@ def _arcface_linear_psi(target_cos: Array, context: MarginContext) -> Array:
 
 
 def _arcface_easy_psi(target_cos: Array, context: MarginContext) -> Array:
-    return jnp.where(
-        target_cos > 0, _arcface_wrap_psi(target_cos, context), target_cos
-    )
+    return jnp.where(target_cos > 0, _arcface_wrap_psi(target_cos, context), target_cos)
 
 
 def _sphereface_psi(target_cos: Array, context: MarginContext) -> Array:
@@ -134,13 +133,21 @@ MARGINS: dict[str, Margin] = {
     "normface": Margin(_plain_psi, _plain_eta, 0.0, 0.0, "NormFace, ACM MM 2017"),
     "cosface": Margin(_cosface_psi, _plain_eta, 0.0, 0.35, "CosFace, CVPR 2018"),
     "arcface": Margin(
-        _arcface_clamp_psi, _plain_eta, 0.0, 0.5, "ArcFace, CVPR 2019; OpenSphere: ψ = -1"
+        _arcface_clamp_psi,
+        _plain_eta,
+        0.0,
+        0.5,
+        "ArcFace, CVPR 2019; OpenSphere: ψ = -1",
     ),
     "arcface_wrap": Margin(
         _arcface_wrap_psi, _plain_eta, 0.0, 0.5, "ArcFace; InsightFace today: wraps"
     ),
     "arcface_linear": Margin(
-        _arcface_linear_psi, _plain_eta, 0.0, 0.5, "ArcFace; cos θ - m sin m beyond π - m"
+        _arcface_linear_psi,
+        _plain_eta,
+        0.0,
+        0.5,
+        "ArcFace; cos θ - m sin m beyond π - m",
     ),
     "arcface_easy": Margin(
         _arcface_easy_psi, _plain_eta, 0.0, 0.5, "ArcFace; no margin beyond π/2"

@@ -4,7 +4,7 @@ SGD is PyTorch's: weight decay is added to the gradient before momentum, so that
 trajectories of the official code are reproduced.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ def make_optimizer(
     nesterov: bool = False,
     b2: float = 0.999,
     clip_norm: float = 0.0,
+    frozen: Sequence[tuple[str, ...]] = (),
 ) -> optax.GradientTransformation:
     """Optimizer over a tree {"backbone": ..., "prototypes": ...}.
 
@@ -58,13 +59,15 @@ def make_optimizer(
       nesterov: Nesterov's form of momentum.
       b2: AdamW's second moment.
       clip_norm: largest norm of all gradients together, before the parts' own.
+      frozen: paths of the backbone's parameters that have no gradient; they are not
+        decayed either (`Backbone.frozen`).
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer is {name!r}, expected one of {OPTIMIZERS}")
 
     def part(settings: PartSettings) -> optax.GradientTransformation:
         decay = optax.add_decayed_weights(
-            settings.weight_decay, _decay_mask(settings.decay_mask)
+            settings.weight_decay, _decay_mask(settings.decay_mask, frozen)
         )
         if name == "sgd":
             rule = [decay, optax.trace(momentum, nesterov)]
@@ -94,12 +97,15 @@ def make_optimizer(
     return parts
 
 
-def _decay_mask(name: str):
-    if name == "all":
-        return None
-    if name == "matrices":
-        return lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
-    raise ValueError(f"decay_mask is {name!r}, expected one of {DECAY_MASKS}")
+def _decay_mask(name: str, frozen: Sequence[tuple[str, ...]]):
+    if name not in DECAY_MASKS:
+        raise ValueError(f"decay_mask is {name!r}, expected one of {DECAY_MASKS}")
+
+    def decayed(path, parameter) -> bool:
+        keys = tuple(entry.key for entry in path)[1:]  # without "backbone"
+        return keys not in frozen and (name == "all" or parameter.ndim >= 2)
+
+    return lambda params: jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def update(

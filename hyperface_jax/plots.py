@@ -18,7 +18,7 @@ from hyperface_jax.evaluation.results import HardPair, ProtocolResult
 GENUINE, IMPOSTOR, GREY, INK = "#1f5fa8", "#d2691e", "#8a8f98", "#22262b"
 CYCLE = (GENUINE, IMPOSTOR, "#2e8b6f", "#8b5aa8", "#b03a48", "#5c6b7a")
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -137,10 +137,12 @@ def roc_curves(results: Sequence[ProtocolResult]) -> str:
     """
 
     def draw(figure):
-        axes = figure.add_subplot(xlabel="FAR", ylabel="TAR (%)", xscale="log")
-        lowest, floor = 1.0, 100.0
+        axes = figure.add_subplot(
+            xlabel="FAR (logarithmic)", ylabel="TAR (%)", xscale="log"
+        )
+        lowest, floor = 1.0, 99.0  # a perfect curve still needs an axis
         for colour, (name, far, tar) in zip(
-            CYCLE * len(results), _roc_lines(results), strict=False
+            CYCLE * len(results), roc_lines(results), strict=False
         ):
             axes.step(far, 100 * tar, where="post", color=colour, label=name)
             lowest, floor = min(lowest, far[0]), min(floor, 100 * tar[0])
@@ -152,9 +154,10 @@ def roc_curves(results: Sequence[ProtocolResult]) -> str:
     return _svg((6.4, 3.8), draw)
 
 
-def _roc_lines(
+def roc_lines(
     results: Sequence[ProtocolResult],
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, FAR [600] and the strict TAR [600] at it, of each result with pairs."""
     for result in results:
         if not len(result.scores):
             continue
@@ -183,7 +186,7 @@ def score_distributions(result: ProtocolResult) -> str:
         axes.set_ylim(bottom=0)
         axes.legend(title=result.name, alignment="left")
 
-    return _svg((6.4, 2.7), draw)
+    return _svg((5.0, 2.6), draw)
 
 
 def angle_histograms(open_set: OpenSet, name: str = "") -> str:
@@ -228,12 +231,14 @@ def margin_curves(name: str, margin: float | None = None) -> str:
       name: a row of `hyperface_jax.margins.MARGINS`.
       margin: m; None means the default of that row.
     """
+    import jax.numpy as jnp
+
     from hyperface_jax import margins
 
     chosen = margins.get_margin(name)
     m = chosen.default if margin is None else margin
-    degrees = np.linspace(0, 180, 721)
-    cos = np.cos(np.deg2rad(degrees)).astype(np.float32)[:, None]  # [B, 1]
+    degrees = jnp.linspace(0, 180, 721)
+    cos = jnp.cos(jnp.deg2rad(degrees))[:, None]  # [B, 1]
     context = margins.MarginContext(margin=m)
     psi = np.asarray(chosen.psi(cos, context))[:, 0]
     eta = np.asarray(chosen.eta(cos, cos, context))[:, 0]

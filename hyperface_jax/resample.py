@@ -5,14 +5,14 @@ Pixel centres are at half integers, as in OpenCV: output i reads the input at
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
+
+from hyperface_jax.geometry import Scalar
 
 METHODS = ("nearest", "linear", "area", "cubic", "lanczos4")
 
 
-def resize_matrix(
-    method: ArrayLike, n_in: ArrayLike, n_out: ArrayLike, size: int
-) -> Array:
+def resize_matrix(method: Scalar, n_in: Scalar, n_out: Scalar, size: int) -> Array:
     """[size, size] matrix that maps n_in samples to n_out; rows beyond n_out are 0.
 
     Args:
@@ -40,7 +40,7 @@ def resize_matrix(
     return jnp.where((i < n_out) & (j < n_in), matrix, 0)
 
 
-def _taps(at: Array, j: Array, n_in: ArrayLike, offsets: range, kernel) -> Array:
+def _taps(at: Array, j: Array, n_in: Scalar, offsets: range, kernel) -> Array:
     """Sums kernel(distance) into the column of each tap, repeated at the edges."""
     base = jnp.floor(at)
     total = jnp.zeros(jnp.broadcast_shapes(at.shape, j.shape), jnp.float32)
@@ -63,7 +63,7 @@ def _lanczos4_kernel(d: Array) -> Array:
 
 
 def bilinear(image: Array, y: Array, x: Array) -> Array:
-    """image [H, W, C] at real coordinates y, x [h, w]; edges repeated."""
+    """Image [H, W, C] at real coordinates y, x [h, w]; edges repeated."""
     height, width = image.shape[:2]
     y = jnp.clip(y, 0, height - 1)
     x = jnp.clip(x, 0, width - 1)

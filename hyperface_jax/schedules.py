@@ -5,12 +5,13 @@ is right because the step is in the checkpoint.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike
 
-Schedule = Callable[[ArrayLike], Array]
+Schedule = Callable[[Any], Any]
+"""step -> value; both may be traced scalars."""
 
 LEARNING_RATES = ("constant", "multistep", "cosine", "polynomial")
 
@@ -21,7 +22,7 @@ def constant(value: float) -> Schedule:
 
 
 def stairs(start: float, increment: float, steps: Sequence[int]) -> Schedule:
-    """start + increment·#{s in steps : s <= step}; step 0 is the first update.
+    """Start + increment·#{s in steps : s <= step}; step 0 is the first update.
 
     The margin schedule of SphereFace-R's NFN and SFN heads. The official code counts
     its own forward passes from 1 and changes after more than s of them, which is the

@@ -5,6 +5,7 @@ would compute the same backbone. Prototypes are split by class over all devices;
 else is replicated.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,20 +15,25 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "model")
 
 
-def make_mesh(model: int = 1) -> Mesh:
-    """All devices as (devices/model, model), with automatic partitioning.
+def make_mesh(model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Devices as (devices/model, model), with automatic partitioning.
 
     Args:
       model: size of the "model" axis; must divide the number of devices.
+      devices: default: all of all hosts.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if model < 1 or count % model:
         raise ValueError(
             f"mesh.model is {model}, expected a divisor of the {count} devices found"
         )
     # Linen fails on the Explicit axes that make_mesh now builds by default.
     return jax.make_mesh(
-        (count // model, model), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+        (count // model, model),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+        devices=devices,
     )
 
 
@@ -54,15 +60,13 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(AXES if is_class_array else None))
 
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            of_leaf(path, leaf) if len(leaf.shape) else replicated(mesh)
-        ),
+        lambda path, leaf: of_leaf(path, leaf) if len(leaf.shape) else replicated(mesh),
         abstract_state,
     )
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a global batch -> global arrays on the mesh."""
+    """Rows of this process in a global batch -> global arrays on the mesh."""
     where = batch_sharding(mesh)
     return {
         key: jax.make_array_from_process_local_data(where, value)

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from hyperface_jax import config as config_lib, evaluate, report_run, sharding, workdir
+from hyperface_jax import config as config_lib
+from hyperface_jax import evaluate, sharding, workdir
 from hyperface_jax.checkpoint import Checkpoints
+from hyperface_jax.config import Config
+from hyperface_jax.evaluation import protocols
 from hyperface_jax.experiment import Experiment, create_experiment
 from hyperface_jax.metric_writer import MetricWriter, create_metric_writer
 from hyperface_jax.train_state import TrainState
@@ -44,7 +46,7 @@ class Clock:
         }
 
 
-def train_and_evaluate(config: ConfigDict, path: epath.PathLike) -> TrainState:
+def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
     """Trains, or resumes, in a workdir; evaluates; writes results and report.
 
     Args:
@@ -78,7 +80,7 @@ def train_and_evaluate(config: ConfigDict, path: epath.PathLike) -> TrainState:
         finally:
             writer.close()
         best_step = checkpoints.best_step
-    report_run.evaluate_and_report(run, state, folder, best_step=best_step)
+    evaluate.evaluate_and_report(run, state, folder, best_step=best_step)
     return state
 
 
@@ -96,7 +98,7 @@ def train(
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
     sums: Any = None
     clock = Clock()
-    with tqdm(total=stop, initial=start, unit="step", mininterval=1) as bar:
+    with tqdm(total=stop, initial=start, unit="step") as bar:
         for step in range(start + 1, stop + 1):
             waited = time.monotonic()
             batch = next(batches)
@@ -105,7 +107,6 @@ def train(
             clock.steps += 1
             # Sums stay on the device: between log lines the host never waits for it.
             sums = metrics if sums is None else add(sums, metrics)
-            bar.update()
             validation: dict[str, float] = {}
             if c.eval.every_steps and step % c.eval.every_steps == 0:
                 validation = _validate(run, state, clock)
@@ -116,7 +117,8 @@ def train(
                 row |= clock.report(c.train.batch_size) | validation
                 row["bad_records"] = float(len(reader.bad_records))
                 writer.write(step, row)
-                bar.set_postfix_str(_postfix(row))
+                bar.set_postfix_str(_postfix(row), refresh=False)
+                bar.update(clock.steps)
                 sums, clock = None, Clock()
             if saves:
                 checkpoints.save(state, validation)
@@ -127,10 +129,10 @@ def _validate(run: Experiment, state: TrainState, clock: Clock) -> dict[str, flo
     # The wait for steps still under way is training time, not evaluation.
     jax.block_until_ready(state.step)
     begun = time.monotonic()
-    results = report_run.evaluate_state(run, state, hardest=0)
+    results = evaluate.evaluate_state(run, state, hardest=0)
     clock.evaluating += time.monotonic() - begun
     name = run.evaluation_set.name if run.evaluation_set else ""
-    return evaluate.flat_metrics(name, results)
+    return protocols.flat_metrics(name, results)
 
 
 def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
@@ -138,7 +140,9 @@ def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
     if failed < 0:
         return
     last = checkpoints.latest_step
-    kept = "there is no checkpoint" if last is None else f"step {last} is the last saved"
+    kept = (
+        "there is no checkpoint" if last is None else f"step {last} is the last saved"
+    )
     raise NonFiniteError(
         f"loss or gradient not finite at step {failed}; parameters were not updated; "
         f"{kept}. A lower learning rate, a warm-up or detach=cosine may help"

@@ -1,4 +1,4 @@
-"""What training carries from step to step: arrays only, so a checkpoint is all of it."""
+"""What training carries from step to step: arrays only, so checkpoints hold it all."""
 
 from typing import Any
 
@@ -12,8 +12,7 @@ from hyperface_jax import classifier, sharding
 from hyperface_jax.backbones import Backbone
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """A pytree of arrays.
 
     Attributes:

@@ -158,7 +158,5 @@ def _latch(old: TrainState, new: TrainState, finite: jax.Array) -> TrainState:
     """Keeps the old state for good from the first step that was not finite."""
     ok = finite & (old.nonfinite_step < 0)
     kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
-    failed = jnp.where(
-        (old.nonfinite_step < 0) & ~finite, old.step, old.nonfinite_step
-    )
+    failed = jnp.where((old.nonfinite_step < 0) & ~finite, old.step, old.nonfinite_step)
     return kept.replace(nonfinite_step=failed)

@@ -41,7 +41,7 @@ def write_text(path: epath.Path, text: str) -> None:
     temporary = path.parent / f"{path.name}.tmp"
     try:
         temporary.write_text(text)
-        temporary.rename(path)
+        temporary.replace(path)
     except OSError as error:
         if temporary.exists():
             temporary.unlink()

@@ -147,7 +147,10 @@ def head(
                 values[j] = psi(margin, theta, m, annealing)
                 slopes[j] = slope_psi(margin, theta, m, annealing)
             else:
-                values[j], slopes[j] = eta(margin, theta, m), slope_eta(margin, theta, m)
+                values[j], slopes[j] = (
+                    eta(margin, theta, m),
+                    slope_eta(margin, theta, m),
+                )
             if detach == "cosine":
                 slopes[j] = 1.0
             elif detach == "angle":

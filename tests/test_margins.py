@@ -73,7 +73,8 @@ def test_slopes_have_the_closed_form_and_the_stated_limits(name):
 
         got_psi = jax.vmap(jax.grad(psi))(cos)
         got_eta = jax.vmap(jax.grad(eta))(cos)
-        assert np.isfinite(got_psi).all() and np.isfinite(got_eta).all()
+        assert np.isfinite(got_psi).all()
+        assert np.isfinite(got_eta).all()
         want_psi = [reference.slope_psi(name, a, m, annealing=5.0) for a in angles]
         want_eta = [reference.slope_eta(name, a, m) for a in angles]
         np.testing.assert_allclose(got_psi, want_psi, rtol=1e-8, atol=1e-8)
@@ -153,7 +154,9 @@ def test_neutral_margin_is_the_undistorted_function(name):
 )
 def test_minimum_scale_of_v2(m, classes, expected):
     margin = margins.MARGINS["sphereface_r_v2"]
-    assert margins.minimum_scale(margin, m, classes) == pytest.approx(expected, abs=0.06)
+    assert margins.minimum_scale(margin, m, classes) == pytest.approx(
+        expected, abs=0.06
+    )
 
 
 def test_minimum_scale_of_the_others():
@@ -176,7 +179,9 @@ def test_unknown_names_list_the_known():
 # --- the whole head -------------------------------------------------------------------
 
 X = np.array([[3.0, 4.0], [-1.0, 2.0]])
-W = np.array([[math.cos(2 * math.pi * j / 3), math.sin(2 * math.pi * j / 3)] for j in range(3)])
+W = np.array(
+    [[math.cos(2 * math.pi * j / 3), math.sin(2 * math.pi * j / 3)] for j in range(3)]
+)
 GOLDEN = [
     # name, m, norm, s, loss weight, divide, set 1, set 2 (SPEC section 1)
     ("sphereface", 1.5, "hfn", 30.0, 50.0, 5.349731, 110.383597),
@@ -325,9 +330,7 @@ def test_detached_cosface_equals_cosface(rng):
 @pytest.mark.parametrize("name", ["sphereface", "sphereface_r_v1", "sphereface_r_v2"])
 def test_detached_gradient_is_softmax_error(name, rng):
     """∂L/∂c = lw (p - 1[y])/B for v0, v1 and v2 alike, without a factor s."""
-    x, y, w, arguments = head_arguments(
-        dict(margin=name, norm="hfn", detach="cosine"), rng
-    )
+    x, y, w, _ = head_arguments(dict(margin=name, norm="hfn", detach="cosine"), rng)
     context = margins.MarginContext(margin=1.5)
     cos = jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True) @ w.T)
     is_target = jnp.asarray(np.eye(w.shape[0], dtype=bool)[y])
@@ -342,7 +345,9 @@ def test_detached_gradient_is_softmax_error(name, rng):
         return 50.0 / 9.0 * total, jnp.exp(log_p)
 
     gradient, p = jax.grad(loss, has_aux=True)(cos)
-    np.testing.assert_allclose(gradient, 50.0 * (p - np.asarray(is_target, float)) / len(y), rtol=1e-10)
+    np.testing.assert_allclose(
+        gradient, 50.0 * (p - np.asarray(is_target, float)) / len(y), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("case", HEADS, ids=lambda c: "-".join(c.values()))
@@ -419,7 +424,9 @@ def test_margin_may_differ_by_example(rng):
         jnp.asarray(x), y, jnp.asarray(w), m=jnp.asarray(each)[:, None], **arguments
     )
     alone = [
-        mean_loss(jnp.asarray(x[i : i + 1]), y[i : i + 1], jnp.asarray(w), m=m, **arguments)
+        mean_loss(
+            jnp.asarray(x[i : i + 1]), y[i : i + 1], jnp.asarray(w), m=m, **arguments
+        )
         for i, m in enumerate(each.tolist())
     ]
     assert float(together) == pytest.approx(float(np.mean(alone)), rel=1e-5)

@@ -1,4 +1,4 @@
-"""The official heads' numbers (OpenSphere, float64 PyTorch) and 40-step trajectories."""
+"""The official heads' numbers (OpenSphere in float64) and 40-step trajectories."""
 
 import json
 

@@ -15,17 +15,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from hyperface_jax.backbones.iresnet import (
+    IResNet,
     IResNet18,
     IResNet34,
     IResNet50,
     IResNet100,
     IResNet200,
 )
-from hyperface_jax.backbones.sfnet import SFNet4, SFNet10, SFNet20, SFNet36, SFNet64
+from hyperface_jax.backbones.sfnet import (
+    SFNet,
+    SFNet4,
+    SFNet10,
+    SFNet20,
+    SFNet36,
+    SFNet64,
+)
 
 __all__ = ["BACKBONES", "DTYPES", "STRIDE", "Backbone", "create_backbone"]
 
@@ -36,7 +43,7 @@ DTYPES = ("float32", "bfloat16")
 
 Tree = Mapping[str, Any]
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
+BACKBONES: dict[str, Callable[..., SFNet | IResNet]] = {
     "sfnet4": SFNet4,
     "sfnet10": SFNet10,
     "sfnet20": SFNet20,
@@ -80,7 +87,7 @@ class Backbone:
 
     name: str
     embedding_dim: int
-    module: nn.Module
+    module: SFNet | IResNet
     needs_key: bool = False
     frozen: tuple[tuple[str, ...], ...] = ()
 
@@ -99,7 +106,8 @@ class Backbone:
         _check_size(image_size, image_size)
         image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
         # Lazy: no convolution runs, only the initialisers.
-        variables = self.module.lazy_init({"params": key}, image, train=False)
+        module: Any = self.module  # Linen does not know the types of what it returns
+        variables = module.lazy_init({"params": key}, image, train=False)
         return variables["params"], variables.get("batch_stats", {})
 
     def apply(
@@ -128,13 +136,14 @@ class Backbone:
         """
         self._check_images(params, images, weight)
         variables = {"params": params, "batch_stats": batch_stats}
+        module: Any = self.module
         if not train:
-            return self.module.apply(variables, images, train=False), batch_stats
+            return module.apply(variables, images, train=False), batch_stats
         if self.needs_key and key is None:
             raise ValueError(
                 f"{self.name} has dropout or drop_path: training needs a key, got None"
             )
-        embeddings, changed = self.module.apply(
+        embeddings, changed = module.apply(
             variables,
             images,
             train=True,
@@ -217,5 +226,5 @@ def create_backbone(
         embedding_dim=embedding_dim,
         module=module,
         needs_key=dropout > 0 or drop_path > 0,
-        frozen=(("features", "scale"),) if name.startswith("iresnet") else (),
+        frozen=module.frozen,
     )

@@ -6,6 +6,7 @@ the embedding. Module names follow the state_dict: `layer2_0/downsample_1` is
 """
 
 from functools import partial
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -69,6 +70,8 @@ class IResNet(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
     dropout: float = 0.0
     drop_path: float = 0.0
+
+    frozen: ClassVar[tuple[tuple[str, ...], ...]] = (("features", "scale"),)
 
     @nn.compact
     def __call__(

@@ -8,6 +8,7 @@ Sources: OpenSphere `model/backbone/sfnet.py` and `sfnet_deprecated.py` (branch 
 """
 
 from functools import partial
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -98,6 +99,8 @@ class SFNet(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
     dropout: float = 0.0
     drop_path: float = 0.0
+
+    frozen: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
     @nn.compact
     def __call__(

@@ -90,7 +90,7 @@ def to_torch(
     templates = _template(backbone, image_size)
     state_dict = {}
     for template, tree in zip(templates, (params, batch_stats), strict=True):
-        leaves = flatten_dict(tree)
+        leaves = _flatten(tree)
         names = {path: "/".join(path) for path in template}
         _check_names(
             backbone, set(names.values()), set(), {"/".join(p) for p in leaves}, "tree"
@@ -115,7 +115,12 @@ def _template(backbone: Backbone, image_size: int) -> tuple[dict, dict]:
     params, batch_stats = jax.eval_shape(
         lambda key: backbone.init(key, image_size), jax.random.key(0)
     )
-    return flatten_dict(params), flatten_dict(batch_stats)
+    return _flatten(params), _flatten(batch_stats)
+
+
+def _flatten(tree: Tree) -> dict[Path, Any]:
+    flat: Any = flatten_dict(tree)
+    return flat
 
 
 def _torch_module(path: Path) -> str:

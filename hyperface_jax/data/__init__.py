@@ -1,1 +1,1 @@
-"""Data: records, builders, the pipeline, pairs. The only place that knows Grain, TFDS."""
+"""Records, builders, pairs and the pipeline: where Grain and TFDS are known."""

@@ -92,7 +92,9 @@ def prepare(
       A TFDS builder that is ready to be read.
     """
     if name not in DATASETS:
-        raise ValueError(f"data.name is {name!r}, expected one of {', '.join(DATASETS)}")
+        raise ValueError(
+            f"data.name is {name!r}, expected one of {', '.join(DATASETS)}"
+        )
     # File names of shards may not depend on the user's TFDS defaults.
     root = str(epath.Path(data_dir or default_data_dir()).expanduser())
     builder = DATASETS[name](config, path, pairs_path, root)

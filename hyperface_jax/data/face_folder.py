@@ -74,6 +74,8 @@ class FaceFolder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager
         c = self.builder_config
+        assert isinstance(c, FaceFolderConfig)
+        assert self.info.metadata is not None
         found = find_images(c.path)
         kept, rejected = _readable(found)
         if not kept:
@@ -81,7 +83,9 @@ class FaceFolder(tfds.core.GeneratorBasedBuilder):
                 f"data.path {c.path}: none of {len(found)} images can be read, the "
                 f"first: {next(iter(rejected.items()))}"
             )
-        names, counts = np.unique([image.identity for image in kept], return_counts=True)
+        names, counts = np.unique(
+            [image.identity for image in kept], return_counts=True
+        )
         for lost in sorted({i.identity for i in found} - set(names.tolist())):
             log.warning("%s: no readable image of %s, left out", c.path, lost)
         split: dict[str, Any] = {

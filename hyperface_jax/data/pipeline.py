@@ -98,7 +98,7 @@ def train_batches(
     process_count: int = 1,
     prefetch: int = 3,
 ) -> Iterator[Batch]:
-    """This process's rows of the global batches of steps [start_step, stop_step).
+    """Rows of this process in the global batches of [start_step, stop_step).
 
     Args:
       reader: decodes one batch.
@@ -120,8 +120,10 @@ def train_batches(
     mine = slice(process_index * rows, (process_index + 1) * rows)
     indices = batch_indices(num_examples, batch_size=batch_size, seed=seed)
     batches = indices.slice(slice(start_step, stop_step)).map(
-        lambda whole: reader(np.asarray(whole)[mine])
+        lambda whole: reader(np.asarray(whole)[mine].tolist())
     )
     # The reader has its own threads; Grain's are only for working ahead.
-    options = grain.ReadOptions(num_threads=min(2, prefetch), prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(
+        num_threads=min(2, prefetch), prefetch_buffer_size=prefetch
+    )
     return iter(batches.to_iter_dataset(options))

@@ -3,7 +3,8 @@
 Every image is drawn by `hyperface_jax.data.synth` from a seed; it depicts nobody.
 An identity is a 3-D shape and an albedo; an image adds pose, light, expression,
 crop jitter, glasses or an occluder, blur, noise and JPEG, whose parameters stay in the
-record as ground truth (`conditions`, in the order of `synth.conditions.CONDITION_NAMES`).
+record as ground truth (`conditions`, in the order of
+`synth.conditions.CONDITION_NAMES`).
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -46,7 +47,9 @@ class SynthFacesConfig(tfds.core.BuilderConfig):
 
 
 CONFIGS = {
-    "laptop": SynthFacesConfig(name="laptop", description="trains in minutes on 2 cores"),
+    "laptop": SynthFacesConfig(
+        name="laptop", description="trains in minutes on 2 cores"
+    ),
     "tiny": SynthFacesConfig(
         name="tiny",
         description="for tests",
@@ -73,10 +76,15 @@ class SynthFaces(tfds.core.GeneratorBasedBuilder):
     """Procedural faces with train and test splits of different people."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = list(CONFIGS.values())
+    BUILDER_CONFIGS: ClassVar = list(CONFIGS.values())
+
+    @property
+    def _config(self) -> SynthFacesConfig:
+        assert isinstance(self.builder_config, SynthFacesConfig)
+        return self.builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
-        size = self.builder_config.image_size
+        size = self._config.image_size
         count = len(conditions.CONDITION_NAMES)
         return tfds.core.DatasetInfo(
             builder=self,
@@ -88,7 +96,9 @@ class SynthFaces(tfds.core.GeneratorBasedBuilder):
                     ),
                     "label": np.int64,
                     "id": tfds.features.Text(),
-                    "conditions": tfds.features.Tensor(shape=(count,), dtype=np.float32),
+                    "conditions": tfds.features.Tensor(
+                        shape=(count,), dtype=np.float32
+                    ),
                 }
             ),
             metadata=tfds.core.MetadataDict(),
@@ -98,7 +108,8 @@ class SynthFaces(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager
-        c = self.builder_config
+        c = self._config
+        assert self.info.metadata is not None
         self.info.metadata.update(metadata(c))
         return {
             "train": self._generate_examples(0, c.train_identities, c.train_images),
@@ -110,7 +121,7 @@ class SynthFaces(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, first: int, identities: int, images: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        c = self.builder_config
+        c = self._config
         tasks = [(c.seed, first + i, images, c.image_size) for i in range(identities)]
         workers = min(os.cpu_count() or 1, max(identities // 8, 1))
         # Spawn: a fork of a process in which JAX has threads may hang.

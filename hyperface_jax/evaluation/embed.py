@@ -82,7 +82,7 @@ def _padded_batches(
     count = -(-len(indices) // batch_size)
     padded = np.full(count * batch_size, indices[-1])
     padded[: len(indices)] = indices
-    batches = grain.MapDataset.source(padded.reshape(count, batch_size)).map(reader)
+    batches = grain.MapDataset.source(padded.reshape(count, -1).tolist()).map(reader)
     return iter(
         batches.to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)

@@ -9,6 +9,64 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from hyperface_jax.evaluation.open_set import OpenSet
 
+COUNTS = ("genuine_pairs", "impostor_pairs", "probes", "gallery_size")
+"""Names under which `verify` and `rank_k` return what their rates rest on."""
+
+# Metric -> heading and definition, for readers of a table; the longer definitions are
+# in the docstrings of `verification` and `identification`.
+_METRICS = {
+    "kfold_accuracy": (
+        "k-fold accuracy",
+        "accuracy on each fold at the threshold that is best on the other folds "
+        "(InsightFace's definition); mean ± standard deviation of the folds",
+    ),
+    "kfold_std": ("k-fold std", "standard deviation of the folds' accuracy"),
+    "kfold_standard_error": (
+        "k-fold std error",
+        "standard error of the mean of the folds' accuracy",
+    ),
+    "best_accuracy": (
+        "best accuracy",
+        "accuracy at the threshold that is best on these very pairs (OpenSphere's "
+        "ACC): optimistic, not comparable with the k-fold accuracy",
+    ),
+    "eer": (
+        "EER",
+        "equal error rate: the share of accepted impostor pairs where it equals that "
+        "of rejected genuine pairs, on the ROC joined by straight lines",
+    ),
+    "auc": (
+        "AUC",
+        "area under the ROC: how often a genuine pair scores above an impostor pair, "
+        "ties counting half",
+    ),
+}
+_TAR = (
+    "largest share of genuine pairs accepted by a threshold that accepts at most this "
+    "share of impostor pairs; absent where the impostor pairs are too few to show "
+    "such a rate"
+)
+_RANK = (
+    "share of probes whose mate is among the k best of the gallery, ties going against "
+    "the mate; every probe has a mate (closed set)"
+)
+
+
+def describe(metric: str) -> tuple[str, str, str]:
+    """Column heading, definition, and the name to define, e.g. `TAR @ FAR`.
+
+    An unknown metric is its own heading and has an empty definition.
+    """
+    if metric in _METRICS:
+        heading, definition = _METRICS[metric]
+        return heading, definition, heading
+    if metric.startswith("tar@far="):
+        far = metric.removeprefix("tar@far=").replace("-", "\u2011")  # never broken
+        return f"TAR @\u00a0{far}", _TAR, "TAR @ FAR"
+    if metric.startswith("rank") and metric[4:].isdigit():
+        return f"rank {metric[4:]}", _RANK, "rank k"
+    return metric, "", metric
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HardPair:

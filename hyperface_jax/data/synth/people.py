@@ -9,9 +9,11 @@ from hyperface_jax.data.synth import conditions, encode, identity, render
 
 
 def draw_person(task: tuple[int, int, int, int]) -> list[tuple[bytes, np.ndarray]]:
-    """All images of one person: (seed, person, images, size) -> [(JPEG, conditions)]."""
+    """Images of one person: (seed, person, images, size) -> [(JPEG, conditions)]."""
     seed, person, images, size = task
-    mesh = render.prepare(identity.sample_identity(np.random.default_rng([seed, person])))
+    mesh = render.prepare(
+        identity.sample_identity(np.random.default_rng([seed, person]))
+    )
     drawn = []
     for i in range(images):
         rng = np.random.default_rng([seed, person, i])

@@ -1,0 +1,40 @@
+"""Configuration: every key in one place, string arguments, resolution, validation.
+
+A config file in `configs/` calls `default_config()`, changes some keys and returns it.
+What depends on other keys or on the data ("auto", epochs) is computed by `resolve`,
+after the command line has had its say.
+"""
+
+from hyperface_jax.config.keys import (
+    LOSSES,
+    PROTOCOLS,
+    Config,
+    default_config,
+    laptop_recipe,
+    parse_arg,
+)
+from hyperface_jax.config.rules import (
+    check_resumable,
+    flatten,
+    load,
+    margin_schedule,
+    resolve,
+    to_json,
+    validate,
+)
+
+__all__ = [
+    "LOSSES",
+    "PROTOCOLS",
+    "Config",
+    "check_resumable",
+    "default_config",
+    "flatten",
+    "laptop_recipe",
+    "load",
+    "margin_schedule",
+    "parse_arg",
+    "resolve",
+    "to_json",
+    "validate",
+]

@@ -1,0 +1,166 @@
+"""Configs: arguments, validation, resolution, what a resumed run may change."""
+
+import importlib.util
+import itertools
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from ml_collections import ConfigDict
+
+from hyperface_jax import config as config_lib
+
+
+def load_file(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def resolved(config, classes=400, examples=6400):
+    config_lib.validate(config)
+    return config_lib.resolve(config, num_classes=classes, num_examples=examples)
+
+
+SFR_ARGS = [
+    f"data={d},variant={v},norm={n}"
+    for d, v, n in itertools.product(
+        ("laptop", "vggface2", "casia", "ms1m"),
+        ("v0", "v1", "v2"),
+        ("hfn", "nfn", "sfn"),
+    )
+]
+BASELINE_ARGS = [
+    f"loss={loss},recipe={recipe}"
+    for loss, recipe in itertools.product(
+        config_lib.LOSSES, ("laptop", "opensphere", "insightface", "adaface")
+    )
+]
+
+
+@pytest.mark.filterwarnings("ignore:head.scale is")
+@pytest.mark.parametrize(
+    ("file", "arg"),
+    [("sfr", None), ("baselines", None), ("lfw", "fold=8")]
+    + [("sfr", a) for a in SFR_ARGS]
+    + [("baselines", a) for a in BASELINE_ARGS],
+)
+def test_every_config_is_valid(file, arg):
+    c = resolved(load_file(file).get_config(arg))
+    assert c.train.steps > 0
+    assert isinstance(c.head.scale, float)
+
+
+def test_the_published_recipe():
+    c = load_file("sfr").get_config(
+        "data=vggface2,backbone=sfnet20,variant=v2,norm=hfn"
+    )
+    c = resolved(c, 8631, 3_086_894)
+    assert (c.head.scale, c.head.margin, c.head.loss_weight) == (60, 1.4, 50)
+    assert c.head.margin_schedule == "constant"
+    assert c.backbone.name == "sfnet20_deprecated"
+    assert (c.train.batch_size, c.train.steps) == (512, 70_000)
+    assert c.learning_rate.milestones == (40_000, 60_000)
+    assert (c.learning_rate.peak, c.optimizer.momentum) == (0.1, 0.9)
+    assert c.optimizer.backbone.weight_decay == 5e-4
+    assert c.optimizer.prototypes.weight_decay == 5e-4
+
+
+def test_stairs_of_the_unpublished_recipes():
+    c = resolved(load_file("sfr").get_config("data=vggface2,variant=v1,norm=sfn"))
+    schedule = config_lib.margin_schedule(c)
+    seen = [round(float(schedule(s)), 6) for s in (0, 8_000, 16_000, 24_000, 32_000)]
+    assert seen == [1.0, 1.1, 1.2, 1.3, 1.4]
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("dta=casia", "argument 'dta' is unknown, expected one of data, variant, norm"),
+        ("data=webface", "data='webface' is unknown, expected one of laptop, vggface2"),
+        ("norm", "norm='' is unknown, expected one of hfn"),
+    ],
+)
+def test_unknown_arguments_list_the_legal_ones(arg, message):
+    with pytest.raises(ValueError, match="config argument") as error:
+        load_file("sfr").get_config(arg)
+    assert message in str(error.value)
+
+
+def changed(**updates):
+    c = config_lib.default_config()
+    c.train.steps = 10
+    with c.ignore_type():
+        c.update_from_flattened_dict(
+            {k.replace("__", "."): v for k, v in updates.items()}
+        )
+    return c
+
+
+@pytest.mark.parametrize(
+    ("updates", "message"),
+    [
+        ({"head__loss": "arcfase"}, "head.loss is 'arcfase', expected one of plain"),
+        ({"head__scale": "big"}, "head.scale is 'big', expected 'auto' or a number"),
+        ({"head__scale": "-3"}, "head.scale is '-3', expected 'auto' or a number"),
+        ({"data__image_size": 60}, "data.image_size is 60, expected a multiple of 16"),
+        ({"train__epochs": 3.0}, "train.steps is 10 and train.epochs is 3.0, expected"),
+        ({"train__accumulate": 3}, "train.batch_size is 512, expected a multiple of"),
+        ({"train__batch_size": 0}, "train.batch_size is 0, expected a positive number"),
+        ({"train__ema_decay": 1.5}, "train.ema_decay is 1.5, expected 0 <= decay < 1"),
+        ({"augment__flip": -1.0}, "augment.flip is -1.0, expected 0 or more"),
+        ({"eval__protocols": ("ijbz",)}, "eval.protocols has 'ijbz', expected some of"),
+        ({"backbone__name": "resnet"}, "backbone.name is 'resnet', expected one of"),
+    ],
+)
+def test_validation_names_the_key(updates, message):
+    with pytest.raises(ValueError, match=r"is|has") as error:
+        config_lib.validate(changed(**updates))
+    assert message in str(error.value)
+
+
+def test_auto_scale_follows_the_margin_and_the_classes():
+    small = resolved(changed(head__margin=1.4), 400)
+    large = resolved(changed(head__margin=2.0), 85742)
+    assert small.head.scale == pytest.approx(
+        2.3 * np.log(399 * 99) / (1 - np.cos(np.pi / 2.8)), abs=0.1
+    )
+    assert large.head.scale == pytest.approx(2.3 * 54.5, abs=0.3)
+    assert resolved(changed(train__steps=0, train__epochs=2.0), 400).train.steps == 25
+    assert resolved(changed(head__loss="arcface", head__margin=-1.0)).head.margin == 0.5
+
+
+def test_a_scale_below_the_minimum_warns():
+    with pytest.warns(UserWarning, match=r"head.scale is 20.0, below 34.4"):
+        resolved(changed(head__scale="20", head__margin=1.7), 8631)
+
+
+def test_resume_rules():
+    saved = resolved(changed()).to_dict()
+    for key, value in (
+        ("data.threads", 9),
+        ("eval.batch_size", 8),
+        ("data.path", "/x"),
+    ):
+        c = ConfigDict(saved)
+        c.update_from_flattened_dict({key: value})
+        assert config_lib.check_resumable(saved, c) == []
+    c = ConfigDict(saved)
+    c.train.steps = 20
+    assert config_lib.check_resumable(saved, c) == ["train.steps was 10 and is 20"]
+    c.head.margin, c.seed = 1.5, 3
+    with pytest.raises(
+        ValueError, match=r"another config: head.margin was 1.4 and is 1.5; seed was 0"
+    ):
+        config_lib.check_resumable(saved, c)
+
+
+def test_a_saved_config_loads_as_it_was(tmp_path):
+    c = resolved(changed(head__margin_steps=(1, 2), head__margin_schedule="stairs"))
+    (tmp_path / "config.json").write_text(config_lib.to_json(c))
+    again = config_lib.load(tmp_path / "config.json")
+    assert config_lib.flatten(again) == config_lib.flatten(c)
+    assert config_lib.check_resumable(c.to_dict(), again) == []
+    with pytest.raises(ValueError, match=r"nothing.json: not a readable config"):
+        config_lib.load(tmp_path / "nothing.json")

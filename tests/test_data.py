@@ -1,0 +1,315 @@
+"""Decoding, pairs, builders and the pipeline, on real files."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hyperface_jax.data import datasets, face_folder, pairs, pipeline, splits
+from hyperface_jax.data.decode import BadImageError, decode_image
+
+# --- decoding -------------------------------------------------------------------------
+
+
+def test_grey_cmyk_and_png_become_rgb():
+    image = toy.person_image(0, 0)
+    assert np.abs(decode_image(toy.jpeg(image), 32).astype(int) - image).mean() < 12
+    grey = decode_image(toy.jpeg(image, mode="L"), 32)
+    assert (grey[..., 0] == grey[..., 1]).all()
+    cmyk = decode_image(toy.jpeg(image, mode="CMYK"), 32)
+    assert np.abs(cmyk.astype(int) - image).mean() < 12
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    np.testing.assert_array_equal(decode_image(stream.getvalue(), 32), image)
+    assert decode_image(toy.jpeg(image), 48).shape == (48, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "0 bytes"),
+        (b"hello world, not an image", "not an image"),
+        (toy.jpeg(toy.person_image(0, 0))[:400], "corrupt JPEG"),
+    ],
+)
+def test_bad_images_say_why(data, reason):
+    with pytest.raises(BadImageError, match=reason):
+        decode_image(data, 32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    cut=st.integers(0, 900),
+    flips=st.lists(st.tuples(st.integers(0, 899), st.integers(0, 255)), max_size=8),
+)
+def test_mutated_jpeg_decodes_or_is_refused(cut, flips):
+    data = bytearray(toy.jpeg(toy.person_image(0, 0)))
+    for at, value in flips:
+        data[at % len(data)] = value
+    try:
+        image = decode_image(bytes(data[: max(len(data) - cut, 0)]), 32)
+    except BadImageError:
+        return
+    assert image.shape == (32, 32, 3)
+    assert image.dtype == np.uint8
+
+
+# --- pairs ----------------------------------------------------------------------------
+
+ROWS = {f"P{p}/P{p}_{i:04d}": 4 * p + i - 1 for p in range(4) for i in range(1, 5)}
+GOOD = "2\t1\nP0\t1\t2\nP0\t1\tP1\t2\nP2\t1\t3\nP2\t4\tP3\t1\n"
+
+
+def test_lfw_pairs(tmp_path):
+    path = tmp_path / "pairs.txt"
+    path.write_text(GOOD)
+    found = pairs.read_lfw_pairs(path, ROWS)
+    np.testing.assert_array_equal(found.first, [0, 0, 8, 11])
+    np.testing.assert_array_equal(found.second, [1, 5, 10, 12])
+    np.testing.assert_array_equal(found.is_genuine, [True, False, True, False])
+    np.testing.assert_array_equal(found.fold, [0, 0, 1, 1])
+    again = pairs.Pairs.from_json(found.to_json())
+    np.testing.assert_array_equal(again.is_genuine, found.is_genuine)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: found '', expected 'folds per_fold'"),
+        ("ten\t1\n", "line 1: found 'ten"),
+        (GOOD.replace("2\t1\n", "3\t1\n", 1), "4 pairs found, expected 2 x 3 folds"),
+        (GOOD.replace("P2\t1\t3", "P2\t1\t9"), "line 4: no image P2/P2_0009"),
+        (GOOD.replace("P2\t1\t3", "P2\t1\tx"), "line 4: image number is 'x'"),
+        (GOOD.replace("P2\t1\t3", "P2\t1"), "line 4: 2 fields found"),
+        (GOOD.replace("P0\t1\t2\n", "P0\t1\tP3\t2\n"), "line 2: expected genuine"),
+    ],
+)
+def test_bad_pairs_files_name_the_line(tmp_path, text, message):
+    path = tmp_path / "pairs.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"pairs file .*pairs.txt") as error:
+        pairs.read_lfw_pairs(path, ROWS)
+    assert message in str(error.value)
+
+
+def test_random_pairs_have_disjoint_people(rng):
+    labels = np.repeat(np.arange(20), 5)
+    found = pairs.random_pairs(labels, folds=4, per_fold=30, rng=rng)
+    assert len(found) == 4 * 2 * 30
+    same = labels[found.first] == labels[found.second]
+    np.testing.assert_array_equal(same, found.is_genuine)
+    people = [
+        set(labels[found.first[found.fold == k]])
+        | set(labels[found.second[found.fold == k]])
+        for k in range(4)
+    ]
+    assert sum(map(len, people)) == len(set.union(*people))
+    unique = {tuple(sorted(p)) for p in zip(found.first, found.second, strict=True)}
+    assert len(unique) == len(found)
+
+
+# --- builders -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def synth(tmp_path_factory):
+    """A prepared `synth_faces/tiny`."""
+    folder = tmp_path_factory.mktemp("tfds")
+    return datasets.prepare("synth_faces", config="tiny", data_dir=str(folder))
+
+
+def test_synth_faces_has_disjoint_people_and_ground_truth(synth):
+    train = datasets.open_split(synth, "train")
+    test = datasets.open_split(synth, "test")
+    assert (len(train), train.num_classes) == (144, 24)
+    assert (len(test), test.num_classes) == (60, 10)
+    assert not set(train.identities) & set(test.identities)
+    record = train.read([7])[0]
+    assert record["id"] == b"000001/000001_0001"
+    assert record["conditions"].dtype == np.float32
+    assert decode_image(record["image"], 32).std() > 10
+    same = test.labels[test.pairs.first] == test.labels[test.pairs.second]
+    np.testing.assert_array_equal(same, test.pairs.is_genuine)
+    np.testing.assert_array_equal(test.labels[test.gallery], np.arange(10))
+    assert not set(test.gallery) & set(test.probes)
+
+
+def test_synth_faces_is_deterministic(synth, tmp_path):
+    again = datasets.prepare("synth_faces", config="tiny", data_dir=str(tmp_path))
+    first, second = (datasets.open_split(b, "train") for b in (synth, again))
+    assert first.fingerprint == second.fingerprint
+    for row in (0, 50, 143):
+        assert first.read([row])[0]["image"] == second.read([row])[0]["image"]
+
+
+def as_tar(folder, path):
+    with tarfile.open(path, "w") as archive:
+        archive.add(folder, arcname="lfw")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_face_folder_splits_by_fold(tmp_path, kind):
+    source = toy.write_folder(tmp_path / "faces")
+    where = source if kind == "folder" else as_tar(source, tmp_path / "faces.tar")
+    pairs_path = toy.write_pairs(tmp_path / "pairs.txt")
+    builder = datasets.prepare(
+        "face_folder",
+        config="",
+        path=str(where),
+        pairs_path=str(pairs_path),
+        data_dir=str(tmp_path / "tfds"),
+    )
+    train, test = splits.train_and_test(builder, fold=2, dev_fraction=0.25, seed=0)
+    tested = {f"Person_{k:02d}" for k in range(4, 8)}
+    assert not tested & set(train.identities)
+    assert train.num_classes == 6
+    assert set(train.labels) == set(range(6))
+    assert len(test.pairs) == 8
+    dev_people = {
+        test.faces.identities[test.faces.labels[r]] for r in test.dev_pairs.first
+    }
+    assert not dev_people & (tested | set(train.identities))
+    # A record of a selection is the image of the person that its label names.
+    record = train.read([9])[0]
+    name = train.identities[train.labels[9]]
+    assert record["id"].decode().startswith(name)
+    with pytest.raises(ValueError, match=r"data.fold is 4, expected 1 to 3"):
+        splits.train_and_test(builder, fold=4)
+
+
+def test_bad_folders(tmp_path):
+    def prepare(path, **options):
+        datasets.prepare(
+            "face_folder",
+            config="x",
+            path=str(path),
+            data_dir=str(tmp_path / "tfds"),
+            **options,
+        )
+
+    with pytest.raises(ValueError, match="missing: not found, expected a folder"):
+        prepare(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no images found"):
+        prepare(tmp_path / "empty")
+    (tmp_path / "bad.tar").write_bytes(b"not a tar")
+    with pytest.raises(ValueError, match=r"bad.tar: not a readable tar"):
+        prepare(tmp_path / "bad.tar")
+    (tmp_path / "rotten" / "A").mkdir(parents=True)
+    (tmp_path / "rotten" / "A" / "A_0001.jpg").write_bytes(b"\xff\xd8 oh no")
+    with pytest.raises(ValueError, match="none of 1 images can be read"):
+        prepare(tmp_path / "rotten")
+    with pytest.raises(ValueError, match=r"data.name is 'lfw', expected one of"):
+        datasets.prepare("lfw", config="")
+    with pytest.raises(
+        ValueError, match=r"data.config is 'huge', expected one of laptop"
+    ):
+        datasets.prepare("synth_faces", config="huge")
+    assert not list((tmp_path / "tfds").glob("face_folder/x/1.0.0"))
+
+
+def test_unreadable_images_are_left_out_and_a_changed_folder_is_noticed(
+    tmp_path, caplog
+):
+    source = toy.write_folder(tmp_path / "faces", people=3, images=2)
+    (source / "Person_01" / "Person_01_0002.jpg").write_bytes(b"\xff\xd8 oh no")
+    (source / "Lost").mkdir()
+    (source / "Lost" / "Lost_0001.jpg").write_bytes(b"")
+    options = dict(config="x", path=str(source), data_dir=str(tmp_path / "tfds"))
+    with caplog.at_level("WARNING"):
+        builder = datasets.prepare("face_folder", **options)
+    faces = datasets.open_split(builder, face_folder.SPLIT)
+    assert (len(faces), faces.num_classes) == (5, 3)
+    assert "no readable image of Lost, left out" in caplog.text
+    assert "Person_01/Person_01_0002" in builder.info.metadata["rejected"]
+    (source / "Person_00" / "Person_00_0001.jpg").unlink()
+    with pytest.raises(ValueError, match="its files differ from those in the prepared"):
+        datasets.prepare("face_folder", **options)
+
+
+# --- pipeline -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def faces(synth):
+    return datasets.open_split(synth, "train")
+
+
+def batches(faces, threads=2, **options):
+    reader = pipeline.BatchReader(faces, image_size=32, threads=threads)
+    settings = dict(batch_size=32, seed=3, start_step=0, stop_step=12) | options
+    return list(pipeline.train_batches(reader, num_examples=len(faces), **settings))
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        for key in ("image", "label", "weight"):
+            np.testing.assert_array_equal(x[key], y[key])
+
+
+def test_batches_depend_on_seed_and_step_only(faces):
+    whole = batches(faces)
+    assert_same(whole, batches(faces, threads=1, prefetch=1))
+    assert_same(whole[5:], batches(faces, start_step=5))
+    other = batches(faces, seed=4)
+    assert any(
+        (a["label"] != b["label"]).any() for a, b in zip(whole, other, strict=True)
+    )
+
+
+def test_hosts_read_their_rows_of_the_same_global_batch(faces):
+    whole = batches(faces)
+    halves = [batches(faces, process_index=p, process_count=2) for p in (0, 1)]
+    joined = [
+        {key: np.concatenate([a[key], b[key]]) for key in a}
+        for a, b in zip(*halves, strict=True)
+    ]
+    assert_same(whole, joined)
+    with pytest.raises(
+        ValueError, match="batch_size is 32, expected a multiple of the 3"
+    ):
+        batches(faces, process_count=3)
+
+
+def test_each_epoch_is_a_new_permutation(faces):
+    indices = pipeline.batch_indices(144, batch_size=48, seed=0)
+    epochs = [np.concatenate([indices[3 * e + k] for k in range(3)]) for e in range(3)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(144))
+    assert (epochs[0] != epochs[1]).any()
+    assert (epochs[1] != epochs[2]).any()
+
+
+def test_a_bad_record_keeps_its_place_with_weight_zero(faces, caplog):
+    class OneBad:
+        def __len__(self):
+            return len(faces.source)
+
+        def __getitems__(self, rows):
+            records = [dict(r) for r in faces.source.__getitems__(rows)]
+            for row, record in zip(rows, records, strict=True):
+                if row == 17:
+                    record["image"] = record["image"][:100]
+            return records
+
+    import dataclasses
+
+    broken = dataclasses.replace(faces, source=OneBad())
+    reader = pipeline.BatchReader(broken, image_size=32, threads=2)
+    with caplog.at_level("WARNING"):
+        first, second = reader([16, 17, 18]), reader([17])
+    good = pipeline.BatchReader(faces, image_size=32, threads=2)([16, 17, 18])
+    np.testing.assert_array_equal(first["weight"], [1, 0, 1])
+    np.testing.assert_array_equal(first["label"], good["label"])
+    np.testing.assert_array_equal(first["image"][[0, 2]], good["image"][[0, 2]])
+    assert second["weight"] == [0]
+    assert len(caplog.records) == 1
+    assert "record 17 (000002/000002_0005): corrupt JPEG" in caplog.text
+    assert list(reader.bad_records) == [17]

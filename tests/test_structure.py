@@ -1,0 +1,113 @@
+"""The architecture as a test: who may import whom, and how long things may be."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "hyperface_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MATHEMATICS = {"geometry", "margins", "magnitudes", "schedules", "losses", "classifier"}
+
+# Modules of ours that a mathematics file may use: data flows one way.
+ALLOWED = {
+    "geometry": set(),
+    "schedules": set(),
+    "margins": {"geometry"},
+    "magnitudes": {"geometry"},
+    "losses": {"geometry", "margins", "magnitudes"},
+    "classifier": {"geometry", "losses", "magnitudes", "margins", "schedules"},
+}
+
+
+def imports(path, *, top_level_only=False):
+    """Full names of imported modules."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def uses(path, package):
+    return any(
+        name == package or name.startswith(package + ".") for name in imports(path)
+    )
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("name", sorted(MATHEMATICS))
+def test_mathematics_imports_only_mathematics(name):
+    found = imports(PACKAGE / f"{name}.py")
+    ours = {n.split(".")[1] for n in found if n.startswith("hyperface_jax.")}
+    assert ours <= ALLOWED[name]
+    others = {n.split(".")[0] for n in found} - {"hyperface_jax"}
+    standard = others - set(sys.stdlib_module_names)
+    assert standard <= {"jax", "jaxtyping", "optax", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("flax.linen", ("backbones.",)),
+        ("tensorflow", ()),
+        ("torch", ("interop.",)),
+        ("grain", ("data.", "evaluation.embed")),
+        ("tensorflow_datasets", ("data.",)),
+        ("ml_collections", ("config.", "main", "train", "experiment")),
+        ("tensorboardX", ("metric_writer",)),
+        ("orbax", ("checkpoint",)),
+    ],
+)
+def test_libraries_stay_where_they_belong(package, allowed):
+    users = {name_of(path) for path in FILES if uses(path, package)}
+    # A grain of "flax.linen" may also be imported as `from flax import linen`.
+    strangers = {
+        u for u in users if not any(u == a or u.startswith(a) for a in allowed)
+    }
+    assert not strangers
+
+
+def test_metrics_import_no_model_code():
+    for name in ("verification", "open_set", "identification", "results"):
+        found = imports(PACKAGE / "evaluation" / f"{name}.py")
+        ours = {n for n in found if n.startswith("hyperface_jax.")}
+        assert all(n.startswith("hyperface_jax.evaluation.") for n in ours)
+
+
+def test_configs_import_the_config_module_only():
+    for path in (ROOT / "configs").glob("*.py"):
+        ours = {n for n in imports(path) if n.startswith("hyperface_jax")}
+        assert all(n.startswith("hyperface_jax.config.") for n in ours), path
+
+
+def test_files_and_functions_are_short():
+    for path in FILES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 420, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                documented = ast.get_docstring(node)
+                lines -= len(documented.splitlines()) if documented else 0
+                assert lines <= 110, f"{path}: {node.name} has {lines} lines"
+
+
+def test_importing_the_package_touches_no_device():
+    code = (
+        "import hyperface_jax, hyperface_jax.losses, hyperface_jax.train, sys; "
+        "from jax._src import xla_bridge as b; "
+        "assert not b._backends, b._backends; "
+        "assert 'tensorflow' not in sys.modules; assert 'torch' not in sys.modules; "
+        "assert 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

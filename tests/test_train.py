@@ -1,0 +1,201 @@
+"""Whole runs on small data: resume, contradictions, damage, and that it learns."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from hyperface_jax import config as config_lib
+from hyperface_jax import (
+    evaluate,
+    metric_writer,
+    train,
+    workdir,
+)
+from hyperface_jax.checkpoint import FOLDER
+
+pytestmark = pytest.mark.core
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faces")
+    toy.write_folder(folder / "images", people=24, images=6)
+    toy.write_pairs(folder / "pairs.txt", people=12, folds=3)
+    return folder
+
+
+def small_config(faces, **updates):
+    c = config_lib.default_config()
+    c.data.name = "face_folder"
+    c.data.config = "toy"
+    c.data.path = str(faces / "images")
+    c.data.pairs_path = str(faces / "pairs.txt")
+    c.data.data_dir = str(faces / "tfds")
+    c.data.image_size = 32
+    c.data.dev_fraction = 0.25
+    c.backbone.name = "sfnet4_bn"
+    c.backbone.width = 4
+    c.backbone.embedding_dim = 16
+    c.head.loss_weight = 10.0
+    c.head.class_multiple = 8
+    c.train.batch_size = 16
+    c.train.steps = 6
+    c.log.every_steps = 2
+    c.log.checkpoint_every_steps = 3
+    c.log.tensorboard = False
+    c.eval.batch_size = 16
+    c.report.hardest = 1
+    c.update_from_flattened_dict({k.replace("__", "."): v for k, v in updates.items()})
+    return c.lock()
+
+
+@pytest.fixture(scope="module")
+def finished(faces, tmp_path_factory):
+    """A run of six steps in one go."""
+    folder = tmp_path_factory.mktemp("run")
+    return train.train_and_evaluate(small_config(faces), folder), folder
+
+
+def assert_bit_equal(a, b):
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get((a.params, a.batch_stats, a.opt_state, a.step)),
+        jax.device_get((b.params, b.batch_stats, b.opt_state, b.step)),
+    )
+
+
+def test_a_run_leaves_everything(finished):
+    _, folder = finished
+    for name in (workdir.CONFIG, workdir.RESULTS, workdir.REPORT, workdir.SCORES):
+        assert (folder / name).stat().st_size > 0
+    results = json.loads((folder / workdir.RESULTS).read_text())
+    assert 0 <= results["metrics"]["test/verification/kfold_accuracy"] <= 1
+    assert results["step"] == 6
+    rows = metric_writer.read_metrics(folder)
+    assert [row["step"] for row in rows] == [2, 3, 4, 6]
+    assert {
+        "loss",
+        "margin",
+        "target_angle",
+        "grad_norm_backbone",
+        "images_per_second",
+        "data_wait_share",
+        "magnitude_std",
+        "learning_rate",
+    } <= rows[0].keys()
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_k_steps_restart_k_steps_equals_2k_steps(faces, finished, tmp_path, caplog):
+    whole, _ = finished
+    train.train_and_evaluate(small_config(faces, train__steps=3), tmp_path)
+    with caplog.at_level("INFO", "hyperface_jax"):
+        resumed = train.train_and_evaluate(
+            small_config(faces, data__threads=1), tmp_path
+        )
+    assert_bit_equal(whole, resumed)
+    assert "resuming" in caplog.text
+    assert "extended: train.steps was 3 and is 6" in caplog.text
+    steps = [row["step"] for row in metric_writer.read_metrics(tmp_path)]
+    assert steps == sorted(set(steps))
+
+
+def test_a_finished_run_is_not_trained_again(faces, finished):
+    state, folder = finished
+    again = train.train_and_evaluate(small_config(faces), folder)
+    assert_bit_equal(state, again)
+
+
+def test_another_config_in_the_same_workdir_is_refused(faces, finished):
+    _, folder = finished
+    with pytest.raises(ValueError, match=r"head.margin was 1.4 and is 1.5"):
+        train.train_and_evaluate(small_config(faces, head__margin=1.5), folder)
+
+
+def test_other_data_under_the_same_config_is_refused(finished, tmp_path_factory):
+    _, folder = finished
+    other = tmp_path_factory.mktemp("other")
+    toy.write_folder(other / "images", people=25, images=6)
+    toy.write_pairs(other / "pairs.txt", people=12, folds=3)
+    config = small_config(other)
+    with config.ignore_type():
+        config.head.scale = json.loads((folder / "config.json").read_text())["config"][
+            "head"
+        ]["scale"]
+    with pytest.raises(ValueError, match="a run on other data"):
+        train.train_and_evaluate(config, folder)
+
+
+def test_evaluating_a_workdir_repeats_its_numbers(finished):
+    _, folder = finished
+    before = json.loads((folder / workdir.RESULTS).read_text())["metrics"]
+    evaluate.evaluate_workdir(None, folder)
+    assert json.loads((folder / workdir.RESULTS).read_text())["metrics"] == before
+
+
+def damaged_copy(finished, tmp_path):
+    _, folder = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    return copy, copy / FOLDER / "6" / "state"
+
+
+def test_a_truncated_checkpoint_is_one_line(faces, finished, tmp_path):
+    copy, state = damaged_copy(finished, tmp_path)
+    for file in state.rglob("*"):
+        if file.is_file() and "/d/" in str(file):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+    with pytest.raises(ValueError, match=r"checkpoint .*/6: cannot be read"):
+        train.train_and_evaluate(small_config(faces), copy)
+
+
+def test_a_checkpoint_of_another_network_names_the_array(faces, finished, tmp_path):
+    copy, _ = damaged_copy(finished, tmp_path)
+    (copy / workdir.CONFIG).unlink()
+    with pytest.raises(ValueError, match=r"is \(\(\d.*expected \(\(\d"):
+        train.train_and_evaluate(small_config(faces, backbone__embedding_dim=24), copy)
+
+
+def test_a_non_finite_loss_stops_the_run_and_leaves_no_nan(faces, tmp_path):
+    config = small_config(faces, learning_rate__peak=1e30, train__steps=20)
+    with pytest.raises(train.NonFiniteError, match="not finite at step"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_a_read_only_or_full_workdir(faces, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"workdir .*file.*cannot be written to"):
+        train.train_and_evaluate(small_config(faces), tmp_path / "file" / "run")
+
+
+def test_batch_must_divide_over_the_devices(faces, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"train.batch_size is 18, expected a multiple of the 4"
+    ):
+        train.train_and_evaluate(small_config(faces, train__batch_size=18), tmp_path)
+
+
+def test_it_learns(faces, tmp_path):
+    """SphereFace-R tells apart people whom it has never seen."""
+    config = small_config(
+        faces,
+        train__steps=120,
+        log__every_steps=60,
+        log__checkpoint_every_steps=60,
+        eval__every_steps=60,
+        log__best_metric="test/held_out_threshold/accuracy",
+        train__ema_decay=0.9,
+        learning_rate__warmup_steps=10,
+    )
+    train.train_and_evaluate(config, tmp_path)
+    results = json.loads((tmp_path / workdir.RESULTS).read_text())
+    assert results["metrics"]["test/held_out_threshold/accuracy"] >= 0.85
+    assert results["metrics"]["test/verification/auc"] >= 0.95
+    assert "Best checkpoint" in results["summary"]
+    rows = metric_writer.read_metrics(tmp_path)
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert "test/verification/kfold_accuracy" in rows[-1]

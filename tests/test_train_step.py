@@ -1,0 +1,245 @@
+"""The step: parts of a batch, weights, the latch, the mesh, compilations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hyperface_jax import (
+    augment,
+    classifier,
+    optimizer,
+    schedules,
+    sharding,
+    train_state,
+    train_step,
+)
+from hyperface_jax.backbones import create_backbone
+
+pytestmark = pytest.mark.core
+
+CLASSES, SIZE, BATCH = 10, 32, 16
+
+
+def setup(
+    *,
+    backbone="sfnet4",
+    devices=1,
+    model=1,
+    margin=None,
+    ema_decay=0.0,
+    settings=None,
+    norm="hfn",
+    prototype_norm="project",
+    **step_options,
+):
+    """(initial state, jitted step, mesh) of a narrow network."""
+    mesh = sharding.make_mesh(model, jax.devices()[:devices])
+    network = create_backbone(backbone, width=4, embedding_dim=8)
+    learning_rate = schedules.constant(0.05)
+    margin = margin or schedules.constant(1.4)
+    part = optimizer.PartSettings()
+    tx = optimizer.make_optimizer(
+        "sgd", learning_rate=learning_rate, backbone=part, prototypes=part
+    )
+    loss_fn = classifier.make_loss_fn(
+        "sphereface_r_v2",
+        num_classes=CLASSES,
+        norm=norm,
+        scale=20.0,
+        margin=margin,
+        loss_weight=10.0,
+        prototype_norm=prototype_norm,
+    )
+    step = train_step.make_train_step(
+        backbone=network,
+        augment=augment.make_augment(settings or augment.AugmentSettings(flip=0)),
+        loss_fn=loss_fn,
+        tx=tx,
+        learning_rate=learning_rate,
+        margin=margin,
+        prototype_norm=prototype_norm,
+        ema_decay=ema_decay,
+        **step_options,
+    )
+    state = train_state.create_train_state(
+        backbone=network,
+        image_size=SIZE,
+        num_classes=CLASSES,
+        class_multiple=8,
+        prototype_init="xavier_normal",
+        unit_prototypes=prototype_norm == "project",
+        tx=tx,
+        seed=0,
+        ema=ema_decay > 0,
+        mesh=mesh,
+    )
+    return state, jax.jit(step), mesh
+
+
+def make_batch(seed=0, weight=None):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8),
+        "label": rng.integers(0, CLASSES, BATCH).astype(np.int32),
+        "weight": np.ones(BATCH, np.float32) if weight is None else weight,
+    }
+
+
+def run(steps=3, batches=None, **options):
+    state, step, mesh = setup(**options)
+    metrics = []
+    for k in range(steps):
+        batch = make_batch(k) if batches is None else batches[k]
+        state, row = step(state, sharding.put_batch(mesh, batch))
+        metrics.append({key: float(value) for key, value in row.items()})
+    return jax.device_get(state), metrics
+
+
+def assert_close(a, b, rtol=1e-5, atol=1e-6):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b
+    )
+
+
+def test_loss_falls_and_metrics_are_sane():
+    batch = make_batch()
+    state, metrics = run(steps=15, batches=[batch] * 15, backbone="sfnet4_bn")
+    assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
+    assert metrics[-1]["target_angle"] < metrics[0]["target_angle"]
+    assert 80 < metrics[0]["target_angle"] < 100
+    assert metrics[0]["margin"] == pytest.approx(1.4)
+    assert metrics[0]["examples"] == BATCH
+    assert int(state.step) == 15
+    norms = np.linalg.norm(state.params["prototypes"], axis=1)
+    np.testing.assert_allclose(norms[:CLASSES], 1, rtol=1e-6)
+    np.testing.assert_array_equal(norms[CLASSES:], 0)  # padding stays where it was
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(accumulate):
+    whole, parts = run(), run(accumulate=accumulate)
+    assert_close(whole[0].params, parts[0].params)
+    for a, b in zip(whole[1], parts[1], strict=True):
+        # A difference of two large numbers in float32.
+        assert a.pop("magnitude_std") == pytest.approx(b.pop("magnitude_std"), rel=1e-2)
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_examples_of_weight_zero_change_nothing():
+    """Not the loss, not BatchNorm, not a metric."""
+    weight = np.ones(BATCH, np.float32)
+    weight[[2, 7]] = 0
+    clean = make_batch(0, weight)
+    dirty = make_batch(0, weight)
+    dirty["image"][[2, 7]] = 255
+    dirty["label"][[2, 7]] = 0
+    results = [run(1, [batch], backbone="sfnet4_bn") for batch in (clean, dirty)]
+    assert_close(results[0][0].params, results[1][0].params, rtol=1e-6)
+    assert_close(results[0][0].batch_stats, results[1][0].batch_stats, rtol=1e-6)
+    assert results[0][1] == results[1][1]
+    assert results[0][1][0]["examples"] == BATCH - 2
+
+
+@pytest.mark.parametrize(("devices", "model"), [(4, 1), (4, 2), (4, 4)])
+def test_any_mesh_equals_one_device(devices, model):
+    settings = augment.AugmentSettings(flip=0.5, shift=0.1, erase=0.5)
+    options = dict(backbone="sfnet4_bn", settings=settings)
+    one = run(**options)
+    many = run(devices=devices, model=model, **options)
+    assert_close(one[0].params, many[0].params, rtol=2e-4, atol=2e-5)
+    assert_close(one[0].batch_stats, many[0].batch_stats, rtol=1e-4, atol=1e-5)
+    assert one[1][-1]["loss"] == pytest.approx(many[1][-1]["loss"], rel=1e-4)
+
+
+def test_a_margin_schedule_compiles_once():
+    schedule = schedules.stairs(1.0, 0.1, (1, 2, 3, 4))
+    state, step, mesh = setup(margin=schedule)
+    seen = []
+    for k in range(6):
+        state, metrics = step(state, sharding.put_batch(mesh, make_batch(k)))
+        seen.append(float(metrics["margin"]))
+    np.testing.assert_allclose(seen, [1.0, 1.1, 1.2, 1.3, 1.4, 1.4], rtol=1e-6)
+    assert step._cache_size() == 1
+
+
+def test_non_finite_step_is_latched():
+    def nan_at_two(step):
+        return jnp.where(step == 2, jnp.nan, 1.4)
+
+    good, _ = run(steps=2)
+    state, metrics = run(steps=5, margin=nan_at_two)
+    assert int(state.nonfinite_step) == 2
+    assert int(state.step) == 2
+    assert np.isnan(metrics[2]["loss"])
+    assert_close(state.params, good.params, rtol=0, atol=0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_moving_average():
+    decay = 0.5
+    state, step, mesh = setup(ema_decay=decay)
+    expected = jax.device_get(state.params["backbone"])
+    for k in range(3):
+        state, _ = step(state, sharding.put_batch(mesh, make_batch(k)))
+        new = jax.device_get(state.params["backbone"])
+        expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, expected, new)
+    assert_close(state.ema["backbone"], expected)
+    weights, _ = state.evaluation_weights(use_ema=True)
+    assert weights is state.ema["backbone"]
+    weights, _ = state.evaluation_weights(use_ema=False)
+    assert weights is state.params["backbone"]
+
+
+def test_prototypes_and_momentum_live_on_all_devices():
+    state, step, mesh = setup(devices=4)
+    state, _ = step(state, sharding.put_batch(mesh, make_batch()))
+    rows = state.params["prototypes"].shape[0]
+    shard = state.params["prototypes"].addressable_shards[0].data
+    assert shard.shape == (rows // 4, 8)
+
+
+def test_shapes_that_cannot_be_sharded():
+    mesh = sharding.make_mesh(1, jax.devices()[:4])
+    with pytest.raises(
+        ValueError, match=r"batch_size is 6, expected a multiple of the 4"
+    ):
+        sharding.check_divisible("train.batch_size", 6, mesh)
+    with pytest.raises(
+        ValueError, match=r"mesh.model is 3, expected a divisor of the 4"
+    ):
+        sharding.make_mesh(3)
+
+
+@pytest.mark.parametrize("loss", classifier.LOSSES)
+def test_every_loss_trains_through_the_step(loss):
+    """One update of every row of the table, differentiable prototypes included."""
+    learning_rate = schedules.constant(0.01)
+    part = optimizer.PartSettings()
+    tx = optimizer.make_optimizer(
+        "sgd", learning_rate=learning_rate, backbone=part, prototypes=part
+    )
+    loss_fn = classifier.make_loss_fn(
+        loss,
+        num_classes=CLASSES,
+        norm="nfn" if loss == "plain_softmax" else "sfn",
+        margin=schedules.constant(0.5 if "face" in loss else 1.5),
+        annealing=schedules.sphereface_annealing(),
+        prototype_norm="differentiate",
+        detach="none",
+    )
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((6, 8)), jnp.float32)
+    w = jnp.asarray(rng.standard_normal((16, 8)), jnp.float32)
+    y = jnp.arange(6)
+
+    def mean(params):
+        return jnp.mean(loss_fn(params["backbone"], y, params["prototypes"], 0)[0])
+
+    params = {"backbone": x, "prototypes": w}
+    before, gradients = jax.value_and_grad(mean)(params)
+    new, _ = optimizer.update(
+        tx, gradients, tx.init(params), params, prototype_norm="differentiate"
+    )
+    assert mean(new) < before
+    np.testing.assert_array_equal(gradients["prototypes"][CLASSES:], 0)
