@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperface_jax.evaluation import verification
+from hyperface_jax.evaluation import roc
 from hyperface_jax.evaluation.open_set import OpenSet
 from hyperface_jax.evaluation.results import HardPair, ProtocolResult
 
@@ -161,7 +161,7 @@ def roc_lines(
     for result in results:
         if not len(result.scores):
             continue
-        far, tar, _ = verification.roc(result.scores, result.is_genuine)
+        far, tar, _ = roc.roc(result.scores, result.is_genuine)
         smallest = 1 / np.count_nonzero(~result.is_genuine)
         # A point at each of 600 rates looks the same as one at each of 8 million.
         grid = np.geomspace(smallest, 1, 600)

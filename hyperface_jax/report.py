@@ -4,7 +4,6 @@ Everything is inline (no script, no network), so that the file can be mailed, ar
 beside the checkpoint, and printed.
 """
 
-import base64
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from hyperface_jax import plots
+from hyperface_jax import report_html as html
 from hyperface_jax.evaluation.results import COUNTS, ProtocolResult, describe
 
 _OPEN_SET = (
@@ -20,8 +20,9 @@ _OPEN_SET = (
     "SphereFace papers), a gap above 0°. Both hang on a single pair, hence the "
     "quantiles. Overlap is the area common to both histograms, 0 to 100 %."
 )
-_BESIDE = ("kfold_std", "kfold_standard_error")  # shown with the accuracy
-_HEADLINES = ("kfold_accuracy", "rank1", "best_accuracy", "eer")
+_DEVIATIONS = {"kfold_accuracy": "kfold_std", "accuracy": "standard_error"}
+_BESIDE = (*_DEVIATIONS.values(), "kfold_standard_error")  # shown with the accuracy
+_HEADLINES = ("kfold_accuracy", "accuracy", "rank1", "overlap", "best_accuracy", "eer")
 _CAUTION = (
     "Embeddings are biometric data: they identify people and can be matched for "
     "years. Store, share and delete them, and the pictures on this page, accordingly.",
@@ -72,7 +73,7 @@ def write_report(
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head><body><main>"
+        f"<title>{escape(title)}</title><style>{html.CSS}</style></head><body><main>"
         f"{''.join(sections)}<aside><h2>Before you use these numbers</h2>{caution}"
         "</aside></main></body></html>\n"
     )
@@ -113,9 +114,11 @@ def _head(title, summary, results) -> str:
 def _tables(results) -> str:
     """One table for each kind of protocol: those that count the same things."""
     if not results:
-        return _section("Results", "<p>No protocol was run.</p>")
+        return html.section("Results", "<p>No protocol was run.</p>")
     kinds: dict[tuple[str, ...], list] = {}
     for result in results:
+        if result.open_set is not None and not len(result.scores):
+            continue  # nothing but angles, which have a section of their own
         metrics, counts = _split(result)
         kinds.setdefault(tuple(counts), []).append((result.name, metrics, counts))
     body, definitions = "", {}
@@ -125,7 +128,7 @@ def _tables(results) -> str:
         definitions |= {describe(name)[2]: describe(name)[1] for name in names}
         head = ["test set", *(describe(name)[0] for name in names)]
         head += [name.replace("_", " ") for name in counted]
-        body += _table(
+        body += html.table(
             head,
             [
                 [
@@ -148,7 +151,7 @@ def _tables(results) -> str:
     caption = (
         '<p class="note">Rates in percent, rounded to what the counts resolve.</p>'
     )
-    return _section("Results", f'{body}{caption}<dl class="legend">{legend}</dl>')
+    return html.section("Results", f'{body}{caption}<dl class="legend">{legend}</dl>')
 
 
 def _curves(results) -> str:
@@ -156,12 +159,12 @@ def _curves(results) -> str:
     if not scored:
         return ""
     caption = "Each curve starts at the smallest FAR that its impostor pairs can show."
-    drawings = _image(plots.roc_curves(scored), "ROC of all test sets", caption)
+    drawings = html.image(plots.roc_curves(scored), "ROC of all test sets", caption)
     scores = "".join(
-        _image(plots.score_distributions(result), f"scores of {result.name}")
+        html.image(plots.score_distributions(result), f"scores of {result.name}")
         for result in scored
     )
-    return _section("ROC and scores", f'{drawings}<div class="two">{scores}</div>')
+    return html.section("ROC and scores", f'{drawings}<div class="two">{scores}</div>')
 
 
 def _open_sets(results) -> str:
@@ -176,9 +179,9 @@ def _open_sets(results) -> str:
         numbers = [f"{angle:.1f}°".replace("-", "−") for angle in angles]
         numbers += [f"{100 * s.overlap:.2f} %", f"{s.genuine_pairs:,}"]
         rows.append([escape(name), *numbers, f"{s.impostor_pairs:,}"])
-        drawings += _image(plots.angle_histograms(s, name), f"angles of {name}")
+        drawings += html.image(plots.angle_histograms(s, name), f"angles of {name}")
     legend = f'<p class="note">{_OPEN_SET}</p>'
-    return _section("Open-set angles", _table(head, rows) + legend + drawings)
+    return html.section("Open-set angles", html.table(head, rows) + legend + drawings)
 
 
 def _pairs(results) -> str:
@@ -189,7 +192,7 @@ def _pairs(results) -> str:
             ("impostor", "two people, highest scores"),
         ):
             figures = "".join(
-                _image(
+                html.image(
                     plots.pair_picture(pair),
                     f"{kind} pair",
                     f"<b>{pair.score:.3f}</b><br>{escape(pair.first_id)}"
@@ -207,13 +210,15 @@ def _pairs(results) -> str:
         '<p class="note">Images as the network saw them. Look for wrong labels before '
         "you look for a wrong network.</p>"
     )
-    return _section("Hardest pairs", note + body)
+    return html.section("Hardest pairs", note + body)
 
 
 def _training(training) -> str:
     if not training:
         return ""
-    return _section("Training", _image(plots.training_curves(training), "training"))
+    return html.section(
+        "Training", html.image(plots.training_curves(training), "training")
+    )
 
 
 def _margin(margin, value) -> str:
@@ -224,18 +229,18 @@ def _margin(margin, value) -> str:
         "Training pulls ψ at the angle of the own class above η at the angles of the "
         "others; where Δ &gt; 0 it asks for more than the right answer, for a margin."
     )
-    return _section(
-        "Margin", _image(plots.margin_curves(margin, value), margin, caption)
+    return html.section(
+        "Margin", html.image(plots.margin_curves(margin, value), margin, caption)
     )
 
 
 def _setup(config, versions) -> str:
     rows = [[escape(name), escape(str(value))] for name, value in _flat(config)]
-    table = _table(["key", "value"], rows, "text")
+    table = html.table(["key", "value"], rows, "text")
     versions = [[escape(name), escape(str(value))] for name, value in versions.items()]
-    body = _table(["software and hardware", "version"], versions, "text")
+    body = html.table(["software and hardware", "version"], versions, "text")
     body += f"<details><summary>Resolved config ({len(rows)} keys)</summary>{table}"
-    return _section("Set-up", body + "</details>")
+    return html.section("Set-up", body + "</details>")
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -261,8 +266,8 @@ def _value(name, metrics, counts) -> str:
     # One pair in 600 is .17 %: the second decimal would say nothing.
     digits = 2 if min(counts.values(), default=0) >= 1000 else 1
     text = f"{100 * metrics[name]:.{digits}f}"
-    if name == "kfold_accuracy" and "kfold_std" in metrics:
-        text += f" ± {100 * metrics['kfold_std']:.{digits}f}"
+    if _DEVIATIONS.get(name) in metrics:
+        text += f" ± {100 * metrics[_DEVIATIONS[name]]:.{digits}f}"
     return text
 
 
@@ -270,91 +275,3 @@ def _count_words(counts: dict[str, int]) -> str:
     return ", ".join(
         f"{n:,} {escape(name.replace('_', ' '))}" for name, n in counts.items()
     )
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{heading}</h2>{body}</section>"
-
-
-def _table(head: list[str], rows: list[list[str]], kind: str = "numbers") -> str:
-    """A table of cells that are HTML already; the heading is not."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _image(picture: str | bytes, alt: str, caption: str = "") -> str:
-    """An inline picture, SVG text or PNG bytes; the caption is HTML already."""
-    kind = "svg+xml" if isinstance(picture, str) else "png"
-    data = picture.encode() if isinstance(picture, str) else picture
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure><img alt="{escape(alt)}" src="{source}">{below}</figure>'
-
-
-_CSS = """
-:root { --ink: #22262b; --soft: #5b626c; --line: #dfe2e6; --blue: #1f5fa8; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f5f6f8; color: var(--ink); font: 15px/1.5
-  -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 28px 56px; }
-h1 { font-size: 28px; line-height: 1.2; margin: 0 0 20px; letter-spacing: -.01em; }
-h2 { font-size: 19px; margin: 0 0 14px; }
-h3 { font-size: 14px; margin: 18px 0 8px; }
-section, aside { background: #fff; border: 1px solid var(--line); border-radius: 8px;
-  padding: 22px 26px; margin-top: 20px; }
-aside { background: #fff8ec; border-color: #eddcb8; }
-aside p { margin: 8px 0 0; max-width: 75ch; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr));
-  gap: 14px; }
-.card { background: #fff; border: 1px solid var(--line); border-radius: 8px;
-  border-top: 3px solid var(--blue); padding: 14px 18px; }
-.card h3, .card p { margin: 0; }
-.card h3 { color: var(--soft); font-weight: 600; overflow-wrap: anywhere; }
-.big { font-size: 30px; font-weight: 650; line-height: 1.35; }
-.big small { font-size: 15px; font-weight: 400; color: var(--soft); }
-.note, figcaption { color: var(--soft); font-size: 13px; }
-.facts { display: flex; flex-wrap: wrap; gap: 10px 34px; margin: 20px 2px 0; }
-.facts dt { color: var(--soft); font-size: 12.5px; }
-.facts dd { margin: 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 14px;
-  font-variant-numeric: tabular-nums; margin-bottom: 14px; }
-th { font-size: 12.5px; font-weight: 600; color: var(--soft); vertical-align: bottom;
-  line-height: 1.25; border-bottom: 1.5px solid var(--ink); }
-td { border-bottom: 1px solid var(--line); }
-th, td { padding: 6px 10px; text-align: left; }
-.numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right; }
-.numbers td { white-space: nowrap; }
-.text td { vertical-align: top; overflow-wrap: anywhere; }
-.text td:first-child { width: 36%; }
-.legend { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px;
-  font-size: 13px; color: var(--soft); margin: 10px 0 0; }
-.legend dt { font-weight: 600; color: var(--ink); }
-.legend dd { margin: 0; }
-figure { margin: 12px 0 0; }
-figcaption { text-align: center; }
-figure img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr));
-  gap: 6px 24px; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(228px, 1fr));
-  gap: 14px; }
-.pairs figure { margin: 0; }
-.pairs img { border-radius: 4px; margin: 0; }
-.pairs figcaption { margin-top: 4px; font-size: 12px; line-height: 1.35;
-  text-align: left; overflow-wrap: anywhere; }
-.pairs b { color: var(--ink); font-size: 13px; }
-summary { cursor: pointer; font-weight: 600; }
-details table { margin-top: 10px; font-size: 13px; }
-@media print {
-  body { background: #fff; font-size: 11pt; } main { max-width: none; padding: 0; }
-  .scroll { overflow: visible; } table { font-size: 8.5pt; } th { font-size: 8pt; }
-  th, td { padding: 3px 5px; } section, aside { border: 0; padding: 8px 0; }
-  figure, tr, .card, aside { break-inside: avoid; } h2, h3 { break-after: avoid; }
-}
-"""

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from hyperface_jax import plots, report
-from hyperface_jax.evaluation import open_set, verification
+from hyperface_jax.evaluation import open_set, roc, verification
 from hyperface_jax.evaluation.results import (
     HardPair,
     ProtocolResult,
@@ -175,7 +175,7 @@ def test_roc_lines_are_strict():
     assert name == "lfw"
     assert far[0] == 1 / np.count_nonzero(~result.is_genuine)
     for rate, value in zip(far[::50], tar[::50], strict=True):
-        expected = verification.tar_at_far(result.scores, result.is_genuine, rate)
+        expected = roc.tar_at_far(result.scores, result.is_genuine, rate)
         assert value == expected
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hyperface_jax.evaluation import roc as r
 from hyperface_jax.evaluation import verification as v
 
 GENUINE = np.array([0.9, 0.8, 0.7, 0.3])
@@ -39,13 +40,13 @@ def test_opensphere_metrics(oracle):
     data, scores, is_genuine = oracle
     for function, key in (
         (v.best_accuracy, "best_accuracy"),
-        (v.equal_error_rate, "eer"),
-        (v.auc, "auc"),
+        (r.equal_error_rate, "eer"),
+        (r.auc, "auc"),
     ):
         value = 100 * function(scores, is_genuine)
         np.testing.assert_allclose(value, data[key], rtol=1e-12, err_msg=key)
     tar = [
-        100 * v.interpolated_tar_at_far(scores, is_genuine, far)
+        100 * r.interpolated_tar_at_far(scores, is_genuine, far)
         for far in data["fpr_points"]
     ]
     np.testing.assert_allclose(tar, data["tpr_at_fpr"], rtol=1e-12)
@@ -78,21 +79,21 @@ def test_kfold_against_a_plain_loop(rng):
 def test_hand_made_scores():
     scores, is_genuine = pairs(GENUINE, IMPOSTOR)
     # 18 of the 20 genuine-impostor comparisons are in the right order.
-    assert v.auc(scores, is_genuine) == pytest.approx(18 / 20)
+    assert r.auc(scores, is_genuine) == pytest.approx(18 / 20)
     # Accepting the upper three: one genuine pair lost, no impostor let in.
     assert v.best_accuracy(scores, is_genuine) == pytest.approx(8 / 9)
     assert v.choose_threshold(scores, is_genuine) == pytest.approx(0.65)
     assert v.accuracy_at_threshold(scores, is_genuine, 0.65) == pytest.approx(8 / 9)
     # From (.2, .75) to (.4, .75) the line crosses 1 - TAR = .25.
-    assert v.equal_error_rate(scores, is_genuine) == pytest.approx(0.25)
-    assert v.tar_at_far(scores, is_genuine, 0.2) == 0.75
-    assert v.tar_at_far(scores, is_genuine, 0.399) == 0.75
-    assert v.tar_at_far(scores, is_genuine, 0.4) == 1
-    assert v.interpolated_tar_at_far(scores, is_genuine, 0.001) == 0.75
+    assert r.equal_error_rate(scores, is_genuine) == pytest.approx(0.25)
+    assert r.tar_at_far(scores, is_genuine, 0.2) == 0.75
+    assert r.tar_at_far(scores, is_genuine, 0.399) == 0.75
+    assert r.tar_at_far(scores, is_genuine, 0.4) == 1
+    assert r.interpolated_tar_at_far(scores, is_genuine, 0.001) == 0.75
 
 
 def test_roc_of_hand_made_scores():
-    far, tar, thresholds = v.roc(*pairs([0.9, 0.5], [0.5, 0.1]))
+    far, tar, thresholds = r.roc(*pairs([0.9, 0.5], [0.5, 0.1]))
     np.testing.assert_array_equal(thresholds, [np.inf, 0.9, 0.5, 0.1])
     np.testing.assert_array_equal(far, [0, 0, 0.5, 1])
     np.testing.assert_array_equal(tar, [0, 0.5, 1, 1])
@@ -102,25 +103,25 @@ def test_roc_of_hand_made_scores():
 def test_ties_move_as_a_group():
     # One threshold accepts both groups of .5 or neither.
     scores, is_genuine = pairs([0.9, 0.5, 0.5, 0.5], [0.5, 0.5, 0.1, 0.0])
-    assert v.tar_at_far(scores, is_genuine, 0.25) == 0.25
-    assert v.tar_at_far(scores, is_genuine, 0.5) == 1
-    assert v.interpolated_tar_at_far(scores, is_genuine, 0.25) == 0.625
-    assert v.auc(scores, is_genuine) == pytest.approx((4 + 3 * (0.5 + 0.5 + 2)) / 16)
+    assert r.tar_at_far(scores, is_genuine, 0.25) == 0.25
+    assert r.tar_at_far(scores, is_genuine, 0.5) == 1
+    assert r.interpolated_tar_at_far(scores, is_genuine, 0.25) == 0.625
+    assert r.auc(scores, is_genuine) == pytest.approx((4 + 3 * (0.5 + 0.5 + 2)) / 16)
 
 
 def test_a_collapsed_network_earns_nothing():
     scores, is_genuine = pairs(np.ones(10), np.ones(10))
-    assert v.auc(scores, is_genuine) == 0.5
-    assert v.equal_error_rate(scores, is_genuine) == 0.5
+    assert r.auc(scores, is_genuine) == 0.5
+    assert r.equal_error_rate(scores, is_genuine) == 0.5
     assert v.best_accuracy(scores, is_genuine) == 0.5
-    assert v.tar_at_far(scores, is_genuine, 0.9) == 0
+    assert r.tar_at_far(scores, is_genuine, 0.9) == 0
 
 
 def test_perfect_and_reversed_scores():
     scores, is_genuine = pairs([0.8, 0.9], [0.1, 0.2])
     for function, right, wrong in (
-        (v.auc, 1, 0),
-        (v.equal_error_rate, 0, 1),
+        (r.auc, 1, 0),
+        (r.equal_error_rate, 0, 1),
         (v.best_accuracy, 1, 0.5),
     ):
         assert function(scores, is_genuine) == right
@@ -129,7 +130,7 @@ def test_perfect_and_reversed_scores():
 
 def test_any_increasing_map_leaves_roc_metrics(rng):
     scores, is_genuine = pairs(rng.normal(1, 1, 300), rng.normal(0, 1, 500))
-    for function in (v.auc, v.equal_error_rate, v.best_accuracy):
+    for function in (r.auc, r.equal_error_rate, v.best_accuracy):
         assert function(scores, is_genuine) == function(np.exp(scores), is_genuine)
 
 
@@ -137,7 +138,7 @@ def test_auc_counts_ordered_comparisons(rng):
     scores, is_genuine = pairs(rng.integers(1, 9, 60), rng.integers(0, 8, 80))
     genuine, impostor = scores[is_genuine][:, None], scores[~is_genuine][None, :]
     expected = np.mean((genuine > impostor) + (genuine == impostor) / 2)
-    assert v.auc(scores, is_genuine) == pytest.approx(expected)
+    assert r.auc(scores, is_genuine) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("genuine", [[0.5], [0.5, 0.5 + 2**-53], [-0.3, 0.7]])
@@ -153,9 +154,9 @@ def test_the_chosen_threshold_keeps_its_promise(genuine, impostor):
 def test_rates_below_one_impostor_are_refused():
     scores, is_genuine = pairs(GENUINE, IMPOSTOR)
     with pytest.raises(ValueError, match="5 impostor pairs"):
-        v.tar_at_far(scores, is_genuine, 0.1)
+        r.tar_at_far(scores, is_genuine, 0.1)
     with pytest.raises(ValueError, match="expected 1/impostors to 1"):
-        v.tar_at_far(scores, is_genuine, 1.5)
+        r.tar_at_far(scores, is_genuine, 1.5)
     metrics = v.verify(scores, is_genuine, np.arange(9) % 2, fars=(1e-3, 0.2, 0.25))
     assert "tar@far=1e-3" not in metrics
     assert metrics["tar@far=2e-1"] == metrics["tar@far=2.5e-1"] == 0.75
@@ -167,7 +168,7 @@ def test_rates_on_the_grid_of_the_impostors_are_exact():
         impostors = np.sort(scores[~is_genuine])[::-1]
         threshold_scores = np.where(is_genuine, impostors[count - 1], scores)
         far = float(f"{count / 100:.2f}")
-        assert v.tar_at_far(threshold_scores, is_genuine, far) == 1
+        assert r.tar_at_far(threshold_scores, is_genuine, far) == 1
 
 
 @pytest.mark.core
@@ -193,7 +194,7 @@ def test_verify_names_and_counts():
 
 @pytest.mark.parametrize(
     "function",
-    [v.auc, v.best_accuracy, v.equal_error_rate, v.choose_threshold, v.roc, v.verify],
+    [r.auc, v.best_accuracy, r.equal_error_rate, v.choose_threshold, r.roc, v.verify],
 )
 def test_degenerate_input_is_one_line(function):
     scores, is_genuine = pairs(GENUINE, IMPOSTOR)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from hyperface_jax.data.decode import BadImageError, decode_image
 from hyperface_jax.data.pairs import Pairs
 from hyperface_jax.data.splits import EvaluationSet
-from hyperface_jax.evaluation import identification, open_set, verification
+from hyperface_jax.evaluation import identification, open_set, roc, verification
 from hyperface_jax.evaluation.embed import embed_rows
 from hyperface_jax.evaluation.results import HardPair, ProtocolResult, hardest_pairs
 
@@ -71,8 +71,8 @@ def verify_held_out(e: Embedded) -> ProtocolResult | None:
         "standard_error": float(np.sqrt(accuracy * (1 - accuracy) / len(pairs))),
         "threshold": threshold,
         "best_accuracy": verification.best_accuracy(scores, pairs.is_genuine),
-        "eer": verification.equal_error_rate(scores, pairs.is_genuine),
-        "auc": verification.auc(scores, pairs.is_genuine),
+        "eer": roc.equal_error_rate(scores, pairs.is_genuine),
+        "auc": roc.auc(scores, pairs.is_genuine),
         "genuine_pairs": float(pairs.is_genuine.sum()),
         "impostor_pairs": float((~pairs.is_genuine).sum()),
         "development_pairs": float(len(dev)),

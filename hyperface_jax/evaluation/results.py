@@ -25,6 +25,16 @@ _METRICS = {
         "k-fold std error",
         "standard error of the mean of the folds' accuracy",
     ),
+    "accuracy": (
+        "accuracy",
+        "accuracy at the threshold that is best on pairs of other people, who are in "
+        "neither the training nor the test set; ± its binomial standard error",
+    ),
+    "standard_error": ("standard error", "√(a(1-a)/n) of the accuracy a on n pairs"),
+    "overlap": (
+        "overlap of angles",
+        "area common to the histograms of angles within and between identities",
+    ),
     "best_accuracy": (
         "best accuracy",
         "accuracy at the threshold that is best on these very pairs (OpenSphere's "

@@ -20,10 +20,19 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-Scores: TypeAlias = Float[np.ndarray, " n"]
-Labels: TypeAlias = Bool[np.ndarray, " n"]
+from hyperface_jax.evaluation.roc import (
+    Labels,
+    Scores,
+    auc,
+    checked,
+    equal_error_rate,
+    far_label,
+    operating_points,
+    tar_at_far,
+)
+
 Index: TypeAlias = Int[np.ndarray, " n"]
 
 KFOLD_THRESHOLDS = np.arange(0, 4, 0.01)
@@ -50,14 +59,6 @@ class FoldAccuracy(NamedTuple):
     standard_error: float
     per_fold: Float[np.ndarray, " F"]
     thresholds: Float[np.ndarray, " F"]
-
-
-class Roc(NamedTuple):
-    """Operating points [R] from "accept nothing" to "accept everything"."""
-
-    far: Float[np.ndarray, " R"]
-    tar: Float[np.ndarray, " R"]
-    thresholds: Float[np.ndarray, " R"]
 
 
 def pair_scores(
@@ -132,7 +133,7 @@ def kfold_accuracy(
       is_genuine: [n].
       fold: fold number of each pair [n]; at least two different ones.
     """
-    scores, is_genuine = _checked(scores, is_genuine)
+    scores, is_genuine = checked(scores, is_genuine)
     if np.abs(scores).max() > 1 + _COSINE_SLACK:
         raise ValueError(
             f"kfold_accuracy needs cosines, found scores from {scores.min():.4g} to "
@@ -164,24 +165,13 @@ def kfold_accuracy(
     )
 
 
-def roc(scores: Scores, is_genuine: Labels) -> Roc:
-    """FAR and TAR at every threshold that changes a decision (ISO/IEC 19795-1).
-
-    Returns:
-      far, tar, thresholds [R], R = 1 + number of different scores. The first point
-      accepts nothing (threshold infinity); tied scores make one point.
-    """
-    thresholds, genuine, impostor = _operating_points(scores, is_genuine)
-    return Roc(impostor / impostor[-1], genuine / genuine[-1], thresholds)
-
-
 def best_accuracy(scores: Scores, is_genuine: Labels) -> float:
     """Largest accuracy over all thresholds, chosen *on these same pairs*.
 
     OpenSphere's ACC: max over the ROC of (TAR · genuine + (1 - FAR) · impostors) / n.
     Optimistic: no held-out threshold can beat it.
     """
-    _, genuine, impostor = _operating_points(scores, is_genuine)
+    _, genuine, impostor = operating_points(scores, is_genuine)
     return float((genuine - impostor + impostor[-1]).max() / len(scores))
 
 
@@ -189,7 +179,7 @@ def accuracy_at_threshold(
     scores: Scores, is_genuine: Labels, threshold: float
 ) -> float:
     """Share of right answers when pairs with score >= threshold are accepted."""
-    scores, is_genuine = _checked(scores, is_genuine)
+    scores, is_genuine = checked(scores, is_genuine)
     return float(np.mean((scores >= threshold) == is_genuine))
 
 
@@ -200,7 +190,7 @@ def choose_threshold(scores: Scores, is_genuine: Labels) -> float:
     It lies midway between the lowest accepted score and the next one below; beyond
     the ends of the scores it is the float next to the last score. Ours.
     """
-    thresholds, genuine, impostor = _operating_points(scores, is_genuine)
+    thresholds, genuine, impostor = operating_points(scores, is_genuine)
     best = int(np.argmax(genuine - impostor))
     if best == 0:
         return float(np.nextafter(thresholds[1], np.inf))
@@ -211,62 +201,6 @@ def choose_threshold(scores: Scores, is_genuine: Labels) -> float:
     middle = lower + (upper - lower) / 2
     # Between neighbouring floats the middle rounds down to a score to be rejected.
     return float(middle if middle > lower else upper)
-
-
-def equal_error_rate(scores: Scores, is_genuine: Labels) -> float:
-    """FAR where FAR = 1 - TAR on the ROC joined by straight lines (OpenSphere's EER).
-
-    Ties make one slanted segment, so a network that gives every pair the same score
-    has an EER of .5.
-    """
-    far, tar, _ = roc(scores, is_genuine)
-    excess = far + tar - 1  # rises strictly from -1 to 1
-    right = int(np.argmax(excess >= 0))
-    share = -excess[right - 1] / (excess[right] - excess[right - 1])
-    return float(far[right - 1] + share * (far[right] - far[right - 1]))
-
-
-def auc(scores: Scores, is_genuine: Labels) -> float:
-    """Area under the ROC = P(genuine > impostor) + P(genuine = impostor) / 2."""
-    far, tar, _ = roc(scores, is_genuine)
-    return float(np.trapezoid(tar, far))
-
-
-def interpolated_tar_at_far(scores: Scores, is_genuine: Labels, far: float) -> float:
-    """TAR read from the ROC joined by straight lines (OpenSphere's TPR@FPR).
-
-    Where the ROC is vertical at this FAR, the upper end. Unlike `tar_at_far` it answers
-    for any FAR, also where there is not one impostor to support it: for comparison with
-    OpenSphere only.
-    """
-    curve = roc(scores, is_genuine)
-    return float(np.interp(far, curve.far, curve.tar))
-
-
-def tar_at_far(scores: Scores, is_genuine: Labels, far: float) -> float:
-    """Largest TAR of a threshold whose FAR on these pairs is <= far. Strict.
-
-    InsightFace takes the ROC point whose FAR is *nearest*, which may exceed the one
-    asked for. Ties count as a group: if accepting it exceeds `far`, none of it is in.
-
-    Raises:
-      ValueError: far is not in (0, 1], or below 1 / impostors: no such rate can be
-        observed with so few pairs, only a TAR at FAR = 0.
-    """
-    _, genuine, impostor = _operating_points(scores, is_genuine)
-    if not 1 / impostor[-1] <= far <= 1:
-        raise ValueError(
-            f"far is {far:g}, expected 1/impostors to 1: the {impostor[-1]} impostor "
-            f"pairs here resolve {1 / impostor[-1]:.3g}"
-        )
-    last = np.count_nonzero(impostor / impostor[-1] <= far) - 1
-    return float(genuine[last] / genuine[-1])
-
-
-def far_label(far: float) -> str:
-    """`1e-3` for .001, as it stands in metric names."""
-    mantissa, exponent = f"{far:e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def verify(
@@ -283,7 +217,7 @@ def verify(
       fold: fold number [n]; None leaves the k-fold metrics out (IJB has no folds).
       fars: rates for `tar@far=...`; those below 1/impostors are left out.
     """
-    _, genuine, impostor = _operating_points(scores, is_genuine)
+    _, genuine, impostor = operating_points(scores, is_genuine)
     metrics = {}
     if fold is not None:
         folds = kfold_accuracy(scores, is_genuine, fold)
@@ -300,33 +234,3 @@ def verify(
     metrics["genuine_pairs"] = float(genuine[-1])
     metrics["impostor_pairs"] = float(impostor[-1])
     return metrics
-
-
-def _operating_points(scores, is_genuine):
-    """Thresholds falling from infinity; genuine and impostor accepted at each, [R]."""
-    scores, is_genuine = _checked(scores, is_genuine)
-    order = np.argsort(-scores, kind="stable")
-    scores, is_genuine = scores[order], is_genuine[order]
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of each group
-    genuine = np.concatenate([[0], np.cumsum(is_genuine)[last]])
-    accepted = np.concatenate([[0], last + 1])
-    return np.concatenate([[np.inf], scores[last]]), genuine, accepted - genuine
-
-
-def _checked(scores, is_genuine):
-    scores, is_genuine = np.asarray(scores, np.float64), np.asarray(is_genuine)
-    if is_genuine.dtype != bool or scores.shape != is_genuine.shape or scores.ndim != 1:
-        raise ValueError(
-            f"scores is {scores.shape} and is_genuine {is_genuine.dtype} "
-            f"{is_genuine.shape}, expected two vectors of one length, the second bool"
-        )
-    bad = np.count_nonzero(~np.isfinite(scores))
-    if bad:
-        raise ValueError(f"scores: {bad} of {len(scores)} are NaN or infinite")
-    genuine = np.count_nonzero(is_genuine)
-    if genuine == 0 or genuine == len(scores):
-        raise ValueError(
-            f"found {genuine} genuine and {len(scores) - genuine} impostor pairs, "
-            "expected at least one of each"
-        )
-    return scores, is_genuine
