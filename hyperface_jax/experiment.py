@@ -31,6 +31,8 @@ from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.evaluation.embed import EmbedFn, make_embed_fn
 from hyperface_jax.train_state import TrainState
 
+StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -53,7 +55,7 @@ class Experiment:
     evaluation_set: splits.EvaluationSet | None
     mesh: Mesh
     backbone: Backbone
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    step: StepFn
     embed: EmbedFn
     create_state: Callable[[], TrainState]
     margin: schedules.Schedule
@@ -131,28 +133,51 @@ def create_experiment(config: Config) -> Experiment:
         accumulate=c.train.accumulate,
         ema_decay=c.train.ema_decay,
     )
+    init = functools.partial(
+        train_state.init_train_state,
+        backbone=backbone,
+        image_size=c.data.image_size,
+        num_classes=train_set.num_classes,
+        class_multiple=c.head.class_multiple,
+        prototype_init=c.head.prototype_init,
+        unit_prototypes=_prototype_norm(c) == "project",
+        tx=tx,
+        seed=c.seed,
+        ema=c.train.ema_decay > 0,
+    )
+    create_state, jitted_step = jit_on_mesh(init, step, mesh)
     return Experiment(
         config=c,
         train_set=train_set,
         evaluation_set=evaluation_set,
         mesh=mesh,
         backbone=backbone,
-        step=jax.jit(step, donate_argnums=0),
+        step=jitted_step,
         embed=make_embed_fn(backbone, flip=c.eval.flip),
-        create_state=functools.partial(
-            train_state.create_train_state,
-            backbone=backbone,
-            image_size=c.data.image_size,
-            num_classes=train_set.num_classes,
-            class_multiple=c.head.class_multiple,
-            prototype_init=c.head.prototype_init,
-            unit_prototypes=_prototype_norm(c) == "project",
-            tx=tx,
-            seed=c.seed,
-            ema=c.train.ema_decay > 0,
-            mesh=mesh,
-        ),
+        create_state=create_state,
         margin=margin,
+    )
+
+
+def jit_on_mesh(
+    init: Callable[[], TrainState], step: StepFn, mesh: Mesh, *, donate: bool = True
+) -> tuple[Callable[[], TrainState], StepFn]:
+    """Jits initialisation and step with one set of shardings for the state.
+
+    Naming the shardings of the result, too, keeps the compiler from choosing others,
+    with which the second call would compile again.
+    """
+    abstract = jax.eval_shape(init)
+    rows = abstract.params["prototypes"].shape[0]
+    sharding.check_divisible("number of padded classes", rows, mesh)
+    shardings = sharding.state_shardings(mesh, abstract)
+    return (
+        jax.jit(init, out_shardings=shardings),
+        jax.jit(
+            step,
+            donate_argnums=0 if donate else (),
+            out_shardings=(shardings, sharding.replicated(mesh)),
+        ),
     )
 
 

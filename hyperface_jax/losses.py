@@ -83,7 +83,7 @@ def hyperspherical_softmax(
         target_cos,
         is_target,
         margin=margin,
-        context=context,
+        context=context._replace(magnitude=norms),
         detach=detach,
         clamp=clamp,
     )

@@ -6,9 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from hyperface_jax import classifier, sharding
+from hyperface_jax import classifier
 from hyperface_jax.backbones import Backbone
 
 
@@ -41,7 +40,7 @@ class TrainState(flax.struct.PyTreeNode):
         return self.params["backbone"], self.batch_stats
 
 
-def create_train_state(
+def init_train_state(
     *,
     backbone: Backbone,
     image_size: int,
@@ -52,9 +51,10 @@ def create_train_state(
     tx: optax.GradientTransformation,
     seed: int,
     ema: bool,
-    mesh: Mesh,
 ) -> TrainState:
-    """A fresh state, born sharded: no device ever holds another's part.
+    """A fresh state. Pure: jit it with the shardings of `sharding.state_shardings`.
+
+    Then it is born sharded, and no device ever holds another's part.
 
     Args:
       backbone: from `backbones.create_backbone`.
@@ -66,32 +66,24 @@ def create_train_state(
       tx: optimizer over {"backbone", "prototypes"}.
       seed: of initialisation and of every later random number.
       ema: keep moving averages.
-      mesh: from `sharding.make_mesh`.
     """
-    rows = classifier.padded_classes(num_classes, class_multiple)
-    sharding.check_divisible("number of padded classes", rows, mesh)
-
-    def init() -> TrainState:
-        backbone_key, head_key = jax.random.split(jax.random.key(seed))
-        weights, batch_stats = backbone.init(backbone_key, image_size)
-        prototypes = classifier.init_prototypes(
-            head_key,
-            num_classes=num_classes,
-            rows=rows,
-            embedding_dim=backbone.embedding_dim,
-            init=prototype_init,
-            unit=unit_prototypes,
-        )
-        params = {"backbone": weights, "prototypes": prototypes}
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=tx.init(params),
-            ema={"backbone": weights, "batch_stats": batch_stats} if ema else {},
-            seed=jnp.uint32(seed),
-            nonfinite_step=jnp.int32(-1),
-        )
-
-    shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
-    return jax.jit(init, out_shardings=shardings)()
+    backbone_key, head_key = jax.random.split(jax.random.key(seed))
+    weights, batch_stats = backbone.init(backbone_key, image_size)
+    prototypes = classifier.init_prototypes(
+        head_key,
+        num_classes=num_classes,
+        rows=classifier.padded_classes(num_classes, class_multiple),
+        embedding_dim=backbone.embedding_dim,
+        init=prototype_init,
+        unit=unit_prototypes,
+    )
+    params = {"backbone": weights, "prototypes": prototypes}
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        ema={"backbone": weights, "batch_stats": batch_stats} if ema else {},
+        seed=jnp.uint32(seed),
+        nonfinite_step=jnp.int32(-1),
+    )

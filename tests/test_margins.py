@@ -430,3 +430,25 @@ def test_margin_may_differ_by_example(rng):
         for i, m in enumerate(each.tolist())
     ]
     assert float(together) == pytest.approx(float(np.mean(alone)), rel=1e-5)
+
+
+def test_a_margin_may_depend_on_the_magnitude(rng):
+    """MagFace will: the loss fills in |x| of each example."""
+    seen = []
+
+    def psi(target_cos, context):
+        seen.append(context.magnitude)
+        return target_cos - 0.01 * context.magnitude
+
+    margin = margins.MARGINS["cosface"]._replace(psi=psi)
+    x = jnp.asarray(rng.standard_normal((3, 4)), jnp.float32)
+    w = geometry.l2_normalize(jnp.asarray(rng.standard_normal((5, 4)), jnp.float32))
+    losses.hyperspherical_softmax(
+        x,
+        jnp.arange(3),
+        w,
+        margin=margin,
+        magnitude=magnitudes.hfn(10.0),
+        context=margins.MarginContext(margin=0.0),
+    )
+    np.testing.assert_allclose(seen[0][:, 0], np.linalg.norm(x, axis=1), rtol=1e-6)

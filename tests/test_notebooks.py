@@ -17,10 +17,6 @@ def test_there_are_notebooks():
 
 
 @each_notebook
-# Jupyter's client, not the notebook: sockets and loops that it closes late.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:zmq")
-@pytest.mark.filterwarnings("ignore::FutureWarning:(jupyter_client|nbclient|traitlets)")
 def test_runs_from_top_to_bottom(path):
     # What a reader's machine has: not conftest's four devices.
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

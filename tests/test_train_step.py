@@ -1,5 +1,7 @@
 """The step: parts of a batch, weights, the latch, the mesh, compilations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from hyperface_jax import (
     augment,
     classifier,
+    experiment,
     optimizer,
     schedules,
     sharding,
@@ -62,7 +65,8 @@ def setup(
         ema_decay=ema_decay,
         **step_options,
     )
-    state = train_state.create_train_state(
+    init = functools.partial(
+        train_state.init_train_state,
         backbone=network,
         image_size=SIZE,
         num_classes=CLASSES,
@@ -72,9 +76,9 @@ def setup(
         tx=tx,
         seed=0,
         ema=ema_decay > 0,
-        mesh=mesh,
     )
-    return state, jax.jit(step), mesh
+    create, step = experiment.jit_on_mesh(init, step, mesh, donate=False)
+    return create(), step, mesh
 
 
 def make_batch(seed=0, weight=None):

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, ClassVar
 
 import numpy as np
@@ -128,17 +129,24 @@ class SynthFaces(tfds.core.GeneratorBasedBuilder):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             drawn = pool.map(people.draw_person, tasks, chunksize=4)
-            for label, person in enumerate(drawn):
-                for i, (jpeg, vector) in enumerate(person):
-                    yield (
-                        label * images + i,
-                        {
-                            "image": jpeg,
-                            "label": label,
-                            "id": f"{first + label:06d}/{first + label:06d}_{i:04d}",
-                            "conditions": vector,
-                        },
-                    )
+            try:
+                for label, person in enumerate(drawn):
+                    name = f"{first + label:06d}"
+                    for i, (jpeg, vector) in enumerate(person):
+                        yield (
+                            label * images + i,
+                            {
+                                "image": jpeg,
+                                "label": label,
+                                "id": f"{name}/{name}_{i:04d}",
+                                "conditions": vector,
+                            },
+                        )
+            except BrokenProcessPool:
+                raise ValueError(
+                    "synth_faces: a worker process died while drawing. A script that "
+                    'prepares it needs `if __name__ == "__main__":` around its code'
+                ) from None
 
 
 def metadata(config: SynthFacesConfig) -> dict[str, Any]:
