@@ -5,7 +5,9 @@ python -m hyperface_jax.main --mode eval --workdir runs/sfr
 """
 
 import logging
+import re
 import sys
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -51,21 +53,42 @@ def _dispatch() -> None:
         train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
 
 
-def fail(error: BaseException) -> None:
+def fail(error: BaseException) -> NoReturn:
     """One line, exit status 1."""
-    message = " ".join(str(error).split())
+    message = " ".join(_essence(error).split())
     sys.exit(f"error: {message or type(error).__name__}")
+
+
+def _essence(error: BaseException) -> str:
+    """What a user needs of a message; ml_collections packs tracebacks into its own."""
+    # str() of a KeyError is a repr; its first argument is the text.
+    first = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = str(first).strip().strip("'")
+    missing = re.search(r"No such file or directory: '([^']+\.py)", text)
+    if missing:
+        return f"--config {missing[1]}: no such file, expected one as configs/sfr.py"
+    if "Traceback" in text:
+        return text.splitlines()[-1].partition(": ")[2]
+    if "Did you mean" in text:
+        # A repr of a repr by now.
+        text = text.replace("\\n", " ").replace("\\", "").replace("'", "")
+        return f"unknown config key {text}"
+    return text
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Turns a bad flag or an unknown config key into one line."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+    except (
+        flags.Error,
+        AttributeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        OSError,
+    ) as error:
         fail(error)
-    except OSError as error:
-        fail(error)
-    return argv
 
 
 if __name__ == "__main__":

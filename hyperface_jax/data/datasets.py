@@ -42,6 +42,8 @@ def _synth_faces(config: str, path: str, pairs_path: str, data_dir: str):
 def _face_folder(config: str, path: str, pairs_path: str, data_dir: str):
     if not path:
         raise ValueError("data.path is empty, expected a folder or tar of identities")
+    if not epath.Path(path).exists():
+        raise ValueError(f"data.path {path}: not found, expected a folder or a tar")
     builder_config = face_folder.FaceFolderConfig(
         name=config or epath.Path(path).name.split(".")[0],
         path=path,
@@ -62,7 +64,7 @@ DATASETS: dict[str, Callable[..., tfds.core.DatasetBuilder]] = {
 
 def _check_source(builder: Any, path: str, pairs_path: str) -> None:
     """A prepared copy must not hide that the user's folder has changed."""
-    if not _is_prepared(builder) or not epath.Path(path).exists():
+    if not _is_prepared(builder):
         return
     found = face_folder.source_fingerprint(face_folder.find_images(path), pairs_path)
     if found != builder.info.metadata.get("source_fingerprint"):

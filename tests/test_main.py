@@ -1,0 +1,68 @@
+"""The command line as a user meets it: wrong input is one line."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "hyperface_jax.main", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.head.margn=2"], "unknown config key margn"),
+        (["--config.train.batch_size=abc"], "abc"),
+        (["--config.head.loss=arcfase"], "head.loss is 'arcfase', expected one of"),
+        (["--mode=fly"], "fly"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(arguments, message, tmp_path):
+    found = run("--config=configs/sfr.py", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert found.returncode != 0
+    last = found.stderr.strip().splitlines()[-1]
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+    assert len(last) < 400
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config=configs/none.py", "--workdir=/tmp"],
+            "error: --config configs/none.py: no such file",
+        ),
+        (
+            ["--config=configs/sfr.py:data=foo"],
+            "error: config argument data='foo' is unknown, expected one of laptop",
+        ),
+        (["--config=configs/sfr.py"], "error: --workdir is missing"),
+        (["--workdir=/tmp"], "error: --config is missing"),
+        (["--mode=eval", "--workdir=/nowhere"], "error: /nowhere/config.json: not a"),
+        (
+            [
+                "--config=configs/lfw.py",
+                "--workdir=/tmp",
+                "--config.data.path=/none.tar",
+            ],
+            "error: data.path /none.tar: not found, expected a folder or a tar",
+        ),
+    ],
+)
+def test_wrong_paths_are_one_line(arguments, message):
+    found = run(*arguments)
+    assert found.returncode == 1
+    assert found.stderr.strip().splitlines()[-1].startswith(message)
+    assert "Traceback" not in found.stderr
