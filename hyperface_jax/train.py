@@ -59,14 +59,15 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
     config_lib.validate(config)
     folder = workdir.create(path)
     run = create_experiment(config)
-    _claim(folder, run)
     with Checkpoints(
         folder,
         keep_last=run.config.log.keep_last,
         best_metric=run.config.log.best_metric,
     ) as checkpoints:
+        resuming = checkpoints.latest_step is not None
+        _claim(folder, run, resuming)
         state = run.create_state()
-        if checkpoints.latest_step is not None:
+        if resuming:
             state = checkpoints.restore(state)
             log.info("resuming %s at step %d", folder, int(state.step))
         _describe(run, state)
@@ -149,8 +150,12 @@ def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
     )
 
 
-def _claim(folder: epath.Path, run: Experiment) -> None:
-    """Writes config and versions, or checks them against those of the run there."""
+def _claim(folder: epath.Path, run: Experiment, resuming: bool) -> None:
+    """Writes config and versions; first checks them against a run to be resumed.
+
+    Without a checkpoint there is nothing to contradict: a run that was stopped early
+    because of a wrong word on the command line can be started anew.
+    """
     facts = {
         "config": run.config.to_dict(),
         "data": {
@@ -162,7 +167,7 @@ def _claim(folder: epath.Path, run: Experiment) -> None:
         "versions": workdir.versions(),
     }
     path = folder / workdir.CONFIG
-    if path.exists():
+    if resuming and path.exists():
         saved = workdir.read_json(path)
         for line in config_lib.check_resumable(saved["config"], run.config):
             log.info("the run is extended: %s", line)

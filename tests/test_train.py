@@ -116,6 +116,17 @@ def test_another_config_in_the_same_workdir_is_refused(faces, finished):
         train.train_and_evaluate(small_config(faces, head__margin=1.5), folder)
 
 
+def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
+    faces, finished, tmp_path
+):
+    _, folder = finished
+    shutil.copy(folder / workdir.CONFIG, tmp_path)
+    config = small_config(faces, head__margin=1.5, train__steps=1)
+    train.train_and_evaluate(config, tmp_path)
+    saved = json.loads((tmp_path / workdir.CONFIG).read_text())["config"]
+    assert saved["head"]["margin"] == 1.5
+
+
 def test_other_data_under_the_same_config_is_refused(finished, tmp_path_factory):
     _, folder = finished
     other = tmp_path_factory.mktemp("other")
