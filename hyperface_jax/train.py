@@ -114,7 +114,8 @@ def train(
             saves = step % c.log.checkpoint_every_steps == 0 or step == stop
             if step % c.log.every_steps == 0 or saves or validation:
                 _check_finite(state, checkpoints)
-                row = {k: float(v) / clock.steps for k, v in sums.items()}
+                # Six digits: a constant margin of float32(1.4) reads 1.4.
+                row = {k: float(f"{v / clock.steps:.6g}") for k, v in sums.items()}
                 row |= clock.report(c.train.batch_size) | validation
                 row["bad_records"] = float(len(reader.bad_records))
                 writer.write(step, row)
