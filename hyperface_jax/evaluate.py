@@ -97,7 +97,7 @@ def evaluate_workdir(config: Any | None, path: epath.PathLike) -> list[ProtocolR
         paths) from here, or None to repeat those of the run.
       path: the workdir.
     """
-    folder = epath.Path(path)
+    folder = workdir.absolute(path)
     saved = config_lib.load(folder / workdir.CONFIG)
     run = create_experiment(saved if config is None else config)
     if config is not None:

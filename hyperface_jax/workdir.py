@@ -18,13 +18,18 @@ SCORES = "scores.npz"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The folder as an absolute path, which Orbax needs; "~" is the home folder."""
+    return epath.Path(path).expanduser().resolve()
+
+
 def create(path: epath.PathLike) -> epath.Path:
     """Makes the folder and checks that it can be written to.
 
     Raises:
       ValueError: it cannot, with the reason.
     """
-    folder = epath.Path(path).expanduser()
+    folder = absolute(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write_test"

@@ -117,12 +117,14 @@ def test_another_config_in_the_same_workdir_is_refused(faces, finished):
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
-    faces, finished, tmp_path
+    faces, finished, tmp_path, monkeypatch
 ):
     _, folder = finished
     shutil.copy(folder / workdir.CONFIG, tmp_path)
     config = small_config(faces, head__margin=1.5, train__steps=1)
-    train.train_and_evaluate(config, tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    train.train_and_evaluate(config, tmp_path.name)  # relative, as in the README
+    evaluate.evaluate_workdir(None, tmp_path.name)
     saved = json.loads((tmp_path / workdir.CONFIG).read_text())["config"]
     assert saved["head"]["margin"] == 1.5
 
