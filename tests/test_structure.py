@@ -93,13 +93,14 @@ def test_configs_import_the_config_module_only():
 def test_files_and_functions_are_short():
     for path in FILES:
         text = path.read_text()
-        assert len(text.splitlines()) <= 420, path
+        assert len(text.splitlines()) <= 280, path
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
+            # default_config is a table, one line a key.
+            if isinstance(node, ast.FunctionDef) and node.name != "default_config":
                 lines = node.end_lineno - node.lineno + 1
                 documented = ast.get_docstring(node)
                 lines -= len(documented.splitlines()) if documented else 0
-                assert lines <= 110, f"{path}: {node.name} has {lines} lines"
+                assert lines <= 90, f"{path}: {node.name} has {lines} lines"
 
 
 def test_importing_the_package_touches_no_device():
