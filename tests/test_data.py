@@ -297,6 +297,8 @@ def test_a_bad_record_keeps_its_place_with_weight_zero(faces, caplog):
             for row, record in zip(rows, records, strict=True):
                 if row == 17:
                     record["image"] = record["image"][:100]
+                if row == 20:
+                    record["label"] = 99
             return records
 
     import dataclasses
@@ -313,3 +315,5 @@ def test_a_bad_record_keeps_its_place_with_weight_zero(faces, caplog):
     assert len(caplog.records) == 1
     assert "record 17 (000002/000002_0005): corrupt JPEG" in caplog.text
     assert list(reader.bad_records) == [17]
+    assert reader([20])["weight"] == [0]
+    assert reader.bad_records[20] == "label is 99, expected 3 (of 24 identities)"

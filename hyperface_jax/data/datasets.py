@@ -123,11 +123,13 @@ def open_split(builder: Any, split: str) -> FaceSet:
             f"{builder.data_path}: split {split} has {len(source)} records, its "
             f"metadata promises {counts.sum()}; delete the folder to prepare it anew"
         )
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return FaceSet(
         name=f"{builder.info.full_name} {split}",
         source=source,
         rows=np.arange(len(source)),
-        labels=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        labels=labels,
+        source_labels=labels,
         identities=tuple(facts["identities"]),
         fingerprint=_fingerprint(builder, split),
         pairs=Pairs.from_json(facts["pairs"]) if "pairs" in facts else None,

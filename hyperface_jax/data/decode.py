@@ -7,7 +7,11 @@ import simplejpeg
 from PIL import Image
 
 
-class BadImageError(ValueError):
+class BadRecordError(ValueError):
+    """A record that cannot be used; the message says why."""
+
+
+class BadImageError(BadRecordError):
     """The bytes are not an image that can be read; the message says why."""
 
 

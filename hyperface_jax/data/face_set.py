@@ -30,6 +30,7 @@ class FaceSet:
       source: all records of the underlying split.
       rows: int64 [N], the records of `source` that belong to this set.
       labels: int32 [N], identity of each, 0..C-1.
+      source_labels: int32 [rows of source], the label that each record must carry.
       identities: names of the C people.
       fingerprint: changes when images, labels or their order change.
       pairs: verification pairs as rows of `source`, or None.
@@ -41,6 +42,7 @@ class FaceSet:
     source: RecordSource
     rows: np.ndarray
     labels: np.ndarray
+    source_labels: np.ndarray
     identities: tuple[str, ...]
     fingerprint: str
     pairs: Pairs | None = None

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grain
 import numpy as np
 
-from hyperface_jax.data.decode import BadImageError, decode_image
+from hyperface_jax.data.decode import BadRecordError, decode_image
 from hyperface_jax.data.face_set import FaceSet
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ Batch = dict[str, np.ndarray]
 class BatchReader:
     """Reads and decodes whole batches of a FaceSet in threads.
 
-    A record that cannot be decoded keeps its place as a black image of weight 0:
-    dropping it would shift all later batches. It is logged once and counted.
+    A record that cannot be decoded, or whose label is wrong, keeps its place with
+    weight 0: dropping it would shift all later batches. It is logged once and counted.
     """
 
     def __init__(self, faces: FaceSet, *, image_size: int, threads: int):
@@ -46,17 +46,28 @@ class BatchReader:
         weights = np.ones(len(records), np.float32)
 
         def decode(k: int) -> None:
+            row = int(self._faces.rows[indices[k]])
             try:
+                self._check_label(row, records[k])
                 images[k] = decode_image(records[k]["image"], self._size)
-            except BadImageError as error:
+            except BadRecordError as error:
                 weights[k] = 0
-                self._report(int(self._faces.rows[indices[k]]), records[k], error)
+                self._report(row, records[k], error)
 
         list(self._pool.map(decode, range(len(records))))
         labels = self._faces.labels[np.asarray(indices)]
         return {"image": images, "label": labels, "weight": weights}
 
-    def _report(self, row: int, record: dict, error: BadImageError) -> None:
+    def _check_label(self, row: int, record: dict) -> None:
+        """A label outside the classes, or of another person, would train on noise."""
+        expected, found = int(self._faces.source_labels[row]), int(record["label"])
+        if found != expected:
+            count = len(np.unique(self._faces.source_labels))
+            raise BadRecordError(
+                f"label is {found}, expected {expected} (of {count} identities)"
+            )
+
+    def _report(self, row: int, record: dict, error: BadRecordError) -> None:
         with self._lock:
             if row in self._bad:
                 return
