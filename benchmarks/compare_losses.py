@@ -4,9 +4,10 @@
 
 Trains configs/sfr.py and configs/baselines.py:loss=normface once a seed (the default
 laptop run, about 5 minutes each on 2 cores) and writes a table from their
-results.json. Differences are paired: the pairs' folds have different people, so the
-fold is the unit, its difference averaged over seeds; the interval is Student's t over
-folds. Runs that are finished are not repeated.
+results.json. Differences are paired, with Student's t: over folds (which have different
+people; says whether other people would give the same sign) and over seeds (whether
+another training would). Each loss has its own automatic scale. Runs that are finished
+are not repeated.
 """
 
 import argparse
@@ -73,15 +74,19 @@ def table(out: Path, seeds: list[int], pairs_per_fold: int) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     first, second = RUNS
-    by_fold = np.mean([folds[first, s] - folds[second, s] for s in seeds], axis=0)
-    mean, low, high = interval(by_fold)
-    verdict = "higher" if low > 0 else "lower" if high < 0 else "level"
+    differences = np.array([folds[first, s] - folds[second, s] for s in seeds])
     lines.append("")
-    lines.append(
-        f"{first} minus {second}, k-fold accuracy, paired over {len(by_fold)} folds "
-        f"and {len(seeds)} seeds: {100 * mean:+.2f} points, 95 % interval "
-        f"[{100 * low:+.2f}, {100 * high:+.2f}]: **{verdict}**."
-    )
+    for unit, values in (
+        (f"{differences.shape[1]} folds (mean over seeds)", differences.mean(0)),
+        (f"{len(seeds)} seeds (mean over folds)", differences.mean(1)),
+    ):
+        mean, low, high = interval(values)
+        verdict = "higher" if low > 0 else "lower" if high < 0 else "level"
+        lines.append(
+            f"- {first} minus {second}, k-fold accuracy, paired over {unit}: "
+            f"{100 * mean:+.2f} points, 95 % interval [{100 * low:+.2f}, "
+            f"{100 * high:+.2f}]: **{verdict}**."
+        )
     return "\n".join(lines) + "\n"
 
 
