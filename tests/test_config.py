@@ -9,6 +9,7 @@ from conftest import ROOT
 from ml_collections import ConfigDict
 
 from hyperface_jax import config as config_lib
+from hyperface_jax import workdir
 
 
 def load_file(name):
@@ -158,7 +159,7 @@ def test_resume_rules():
 
 def test_a_saved_config_loads_as_it_was(tmp_path):
     c = resolved(changed(head__margin_steps=(1, 2), head__margin_schedule="stairs"))
-    (tmp_path / "config.json").write_text(config_lib.to_json(c))
+    workdir.write_json(tmp_path / "config.json", {"config": c.to_dict()})
     again = config_lib.load(tmp_path / "config.json")
     assert config_lib.flatten(again) == config_lib.flatten(c)
     assert config_lib.check_resumable(c.to_dict(), again) == []

@@ -175,8 +175,10 @@ def test_a_checkpoint_of_another_network_names_the_array(faces, finished, tmp_pa
 
 def test_a_non_finite_loss_stops_the_run_and_leaves_no_nan(faces, tmp_path):
     config = small_config(faces, learning_rate__peak=1e30, train__steps=20)
-    with pytest.raises(train.NonFiniteError, match="not finite at step"):
+    with pytest.raises(train.NonFiniteError, match="not finite at step") as error:
         train.train_and_evaluate(config, tmp_path)
+    assert "there is no checkpoint" in str(error.value)
+    assert not [p for p in (tmp_path / FOLDER).iterdir() if p.name.isdigit()]
 
 
 def test_a_read_only_or_full_workdir(faces, tmp_path):

@@ -19,7 +19,6 @@ from hyperface_jax.config.rules import (
     load,
     margin_schedule,
     resolve,
-    to_json,
     validate,
 )
 
@@ -35,6 +34,5 @@ __all__ = [
     "margin_schedule",
     "parse_arg",
     "resolve",
-    "to_json",
     "validate",
 ]

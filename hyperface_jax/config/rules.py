@@ -221,11 +221,6 @@ def check_resumable(saved: Mapping[str, Any], config: Config) -> list[str]:
     return extended
 
 
-def to_json(config: Config) -> str:
-    """Readable JSON of a config."""
-    return json.dumps(config.to_dict(), indent=2, default=list)
-
-
 def load(path: epath.PathLike) -> Config:
     """A resolved config written by a run (config.json in its workdir)."""
     try:

@@ -47,13 +47,13 @@ def _decode(data: bytes) -> np.ndarray:
             return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError as error:
             first = error
-        if simplejpeg_rejects_colour(first):
+        if _rejects_colour_space(first):
             return _decode_with_pillow(data)
         raise BadImageError(f"corrupt JPEG of {len(data)} bytes ({first})")
     return _decode_with_pillow(data)
 
 
-def simplejpeg_rejects_colour(error: ValueError) -> bool:
+def _rejects_colour_space(error: ValueError) -> bool:
     """True where the file may be sound but its colour space is CMYK or YCCK."""
     return "colorspace" in str(error).lower() or "color" in str(error).lower()
 

@@ -1,7 +1,6 @@
 """The protocols, each one function of embedded images, and how to run them."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,14 +27,12 @@ class Embedded:
       embeddings: float32 [n, D].
       position: [rows of the source] -> index into embeddings, or -1.
       unreadable: row -> reason.
-      seconds: that embedding took.
     """
 
     data: EvaluationSet
     embeddings: np.ndarray
     position: np.ndarray
     unreadable: dict[int, str] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
 
     def of(self, rows: np.ndarray) -> np.ndarray:
         """Embeddings [len(rows), D]."""
@@ -167,7 +164,6 @@ def embed_evaluation_set(
         if pairs is not None:
             needed += [pairs.first, pairs.second]
     rows = np.unique(np.concatenate(needed)).astype(int)
-    start = time.monotonic()
     embeddings, unreadable = embed_rows(
         embed,
         data.faces,
@@ -179,7 +175,7 @@ def embed_evaluation_set(
     )
     position = np.full(len(data.faces.source), -1)
     position[rows] = np.arange(len(rows))
-    return Embedded(data, embeddings, position, unreadable, time.monotonic() - start)
+    return Embedded(data, embeddings, position, unreadable)
 
 
 def run_protocols(
