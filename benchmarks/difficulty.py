@@ -39,9 +39,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--components", type=int, default=150)
     arguments = parser.parse_args()
-    builder = datasets.prepare("synth_faces", config=arguments.config)
-    train = datasets.open_split(builder, "train")
-    test = datasets.open_split(builder, "test")
+    found = datasets.open_dataset("synth_faces", config=arguments.config)
+    train, test = found["train"], found["test"]
     x, z = pixels(train, arguments.size), pixels(test, arguments.size)
     print(f"raw pixels          {accuracy(z, test):.4f}")
     print(f"raw pixels, centred {accuracy(z - x.mean(0), test):.4f}")

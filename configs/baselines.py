@@ -45,8 +45,7 @@ def get_config(arg: str | None = None):
 
 
 def _faces_112(config, name):
-    config.data.name = "face_folder"
-    config.data.config = name
+    config.data.name, config.data.config = name
     config.data.image_size = 112
     config.data.threads = 16
     config.head.loss_weight = 1.0
@@ -56,7 +55,7 @@ def _faces_112(config, name):
 
 
 def _opensphere(config):
-    _faces_112(config, "vggface2")
+    _faces_112(config, ("vggface2", "default"))
     config.backbone.name = "sfnet20_deprecated"
     config.head.scale = "30"
     config.train.steps = 70_000
@@ -64,7 +63,7 @@ def _opensphere(config):
 
 
 def _insightface(config):
-    _faces_112(config, "ms1mv3")
+    _faces_112(config, ("ms1m", "v3"))
     config.backbone.name = "iresnet50"
     config.backbone.dtype = "bfloat16"  # theirs: float16
     config.head.scale = "64"
@@ -77,7 +76,7 @@ def _insightface(config):
 
 
 def _adaface(config):
-    _faces_112(config, "ms1mv2")
+    _faces_112(config, ("ms1m", "v2"))
     config.backbone.name = "iresnet100"
     config.head.scale = "64"
     config.head.prototype_norm = "differentiate"

@@ -13,6 +13,8 @@ from hyperface_jax.config import default_config, laptop_recipe, parse_arg
 
 VARIANTS = {"v0": "sphereface", "v1": "sphereface_r_v1", "v2": "sphereface_r_v2"}
 
+DATASETS = {"vggface2": "vggface2", "casia": "casia_webface", "ms1m": "ms1m"}
+
 # Steps at which the learning rate falls by 10; the last is the end of the run.
 # vggface2: published with the recipe. casia: ours, the same number of epochs (about
 # 12 a stage would be 40k x 512 images of 3.1 M) would underfit .49 M images, so 30
@@ -69,10 +71,12 @@ def get_config(arg: str | None = None):
 def _paper_size(config, *, data, variant, norm, backbone):
     """112x112, batch 512, SGD .1: OpenSphere's common settings.
 
-    Data: name the folder with --config.data.path=...
+    Data: --config.data.path=FOLDER reads InsightFace's files, a list or a folder of
+    identities as they are; without it what `python -m hyperface_jax.prepare --name ...`
+    has written is read.
     """
-    config.data.name = "face_folder"
-    config.data.config = data
+    config.data.name = DATASETS[data]
+    config.data.config = "default"
     config.data.image_size = 112
     config.data.threads = 16
     name = "sfnet20" if backbone == "auto" else backbone

@@ -29,22 +29,23 @@ def evaluate_state(
     run: Experiment, state: TrainState, *, hardest: int
 ) -> list[ProtocolResult]:
     """Runs the config's protocols with the weights of a state."""
-    if run.evaluation_set is None:
-        return []
     c = run.config
     weights, batch_stats = state.evaluation_weights(c.eval.use_ema)
 
     def embed(images: jax.Array) -> jax.Array:
         return run.embed(weights, batch_stats, images)
 
-    embedded = protocols.embed_evaluation_set(
-        run.evaluation_set,
-        embed,
-        image_size=c.data.image_size,
-        batch_size=c.eval.batch_size,
-        threads=c.data.threads,
-        mesh=run.mesh,
-    )
+    embedded = [
+        protocols.embed_evaluation_set(
+            test,
+            embed,
+            image_size=c.data.image_size,
+            batch_size=c.eval.batch_size,
+            threads=c.data.threads,
+            mesh=run.mesh,
+        )
+        for test in run.evaluation_sets
+    ]
     return protocols.run_protocols(
         embedded, c.eval.protocols, hardest=hardest, image_size=c.data.image_size
     )
@@ -58,12 +59,11 @@ def evaluate_and_report(
     hardest = c.report.hardest if c.report.pictures else 0
     results = evaluate_state(run, state, hardest=hardest)
     summary = _summary(run, state, best_step)
-    name = run.evaluation_set.name if run.evaluation_set else ""
     workdir.write_json(
         folder / workdir.RESULTS,
         {
             "step": int(state.step),
-            "metrics": protocols.flat_metrics(name, results),
+            "metrics": protocols.flat_metrics(results),
             "protocols": [result.to_json() for result in results],
             "summary": summary,
             "versions": workdir.versions(),
@@ -83,7 +83,7 @@ def evaluate_and_report(
         summary=summary,
         pictures=c.report.pictures,
     )
-    for key, value in protocols.flat_metrics(name, results).items():
+    for key, value in protocols.flat_metrics(results).items():
         log.info("%s = %.4f", key, value)
     log.info("report: %s", folder / workdir.REPORT)
     return results
@@ -139,8 +139,8 @@ def _write_scores(folder: epath.Path, results: list[ProtocolResult]) -> None:
     arrays = {}
     for result in results:
         if len(result.scores):
-            arrays[f"{result.name}/scores"] = np.asarray(result.scores, np.float32)
-            arrays[f"{result.name}/is_genuine"] = result.is_genuine
+            arrays[f"{result.key}/scores"] = np.asarray(result.scores, np.float32)
+            arrays[f"{result.key}/is_genuine"] = result.is_genuine
     temporary = folder / f"{workdir.SCORES}.tmp"
     with temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)

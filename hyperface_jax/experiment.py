@@ -26,7 +26,8 @@ from hyperface_jax import (
 )
 from hyperface_jax.backbones import Backbone, create_backbone
 from hyperface_jax.config import Config
-from hyperface_jax.data import datasets, pipeline, splits
+from hyperface_jax.data import pipeline, splits
+from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.evaluation.embed import EmbedFn, make_embed_fn
 from hyperface_jax.train_state import TrainState
@@ -41,7 +42,7 @@ class Experiment:
     Attributes:
       config: resolved and locked.
       train_set: people to train on.
-      evaluation_set: other people, or None.
+      evaluation_sets: other people; may be none.
       mesh: all devices.
       backbone: the network.
       step: jitted (state, batch) -> (state, metrics); donates the state.
@@ -52,7 +53,7 @@ class Experiment:
 
     config: Config
     train_set: FaceSet
-    evaluation_set: splits.EvaluationSet | None
+    evaluation_sets: tuple[EvaluationSet, ...]
     mesh: Mesh
     backbone: Backbone
     step: StepFn
@@ -67,9 +68,13 @@ class Experiment:
         c = self.config
         return pipeline.train_batches(
             reader,
-            num_examples=len(self.train_set),
+            pipeline.batch_indices(
+                self.train_set.labels,
+                batch_size=c.train.batch_size,
+                seed=c.seed,
+                sampler=c.data.sampler,
+            ),
             batch_size=c.train.batch_size,
-            seed=c.seed,
             start_step=start_step,
             stop_step=c.train.steps,
             process_index=jax.process_index(),
@@ -85,18 +90,23 @@ class Experiment:
         )
 
 
-def open_data(config: Config) -> tuple[FaceSet, splits.EvaluationSet | None]:
-    """Prepares the dataset if need be and splits it by people."""
+def open_data(config: Config) -> tuple[FaceSet, tuple[EvaluationSet, ...]]:
+    """Opens what the config names and splits it by people."""
     d = config.data
-    builder = datasets.prepare(
+    return splits.train_and_test(
         d.name,
         config=d.config,
         path=d.path,
         pairs_path=d.pairs_path,
         data_dir=d.data_dir,
-    )
-    return splits.train_and_test(
-        builder, fold=d.fold, dev_fraction=d.dev_fraction, seed=config.seed
+        exclude=d.exclude,
+        fold=d.fold,
+        dev_fraction=d.dev_fraction,
+        max_images=d.max_images,
+        split_identities=d.split_identities,
+        label_noise=d.label_noise,
+        test_sets=config.eval.sets,
+        seed=config.seed,
     )
 
 
@@ -104,7 +114,7 @@ def create_experiment(config: Config) -> Experiment:
     """Builds everything that a validated config names; allocates no parameters."""
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_divisible("train.batch_size", config.train.batch_size, mesh)
-    train_set, evaluation_set = open_data(config)
+    train_set, evaluation_sets = open_data(config)
     c = config_lib.resolve(
         config, num_classes=train_set.num_classes, num_examples=len(train_set)
     )
@@ -149,7 +159,7 @@ def create_experiment(config: Config) -> Experiment:
     return Experiment(
         config=c,
         train_set=train_set,
-        evaluation_set=evaluation_set,
+        evaluation_sets=evaluation_sets,
         mesh=mesh,
         backbone=backbone,
         step=jitted_step,

@@ -166,7 +166,7 @@ def roc_lines(
         # A point at each of 600 rates looks the same as one at each of 8 million.
         grid = np.geomspace(smallest, 1, 600)
         best = tar[np.searchsorted(far, grid * (1 + 1e-12), side="right") - 1]
-        yield result.name, grid, best
+        yield result.key, grid, best
 
 
 def score_distributions(result: ProtocolResult) -> str:
@@ -184,7 +184,7 @@ def score_distributions(result: ProtocolResult) -> str:
             label = f"{kind} ({np.count_nonzero(mask):,})"
             _filled(axes, edges, 100 * counts / max(1, counts.sum()), colour, label)
         axes.set_ylim(bottom=0)
-        axes.legend(title=result.name, alignment="left")
+        axes.legend(title=result.key, alignment="left")
 
     return _svg((5.0, 2.6), draw)
 

@@ -96,7 +96,7 @@ def _head(title, summary, results) -> str:
             unit = "\u202f%" if describe(names[0])[1] else ""
             beside = f" <small>± {deviation}</small>" if deviation else ""
             cards.append(
-                f'<div class="card"><h3>{escape(result.name)}</h3>'
+                f'<div class="card"><h3>{escape(result.key)}</h3>'
                 f'<p class="big">{value}{unit}{beside}</p>'
                 f"<p>{escape(describe(names[0])[0])}</p>"
                 f'<p class="note">{_count_words(counts)}</p></div>'
@@ -120,7 +120,7 @@ def _tables(results) -> str:
         if result.open_set is not None and not len(result.scores):
             continue  # nothing but angles, which have a section of their own
         metrics, counts = _split(result)
-        kinds.setdefault(tuple(counts), []).append((result.name, metrics, counts))
+        kinds.setdefault(tuple(counts), []).append((result.key, metrics, counts))
     body, definitions = "", {}
     for counted, rows in kinds.items():
         names = list(dict.fromkeys(name for _, metrics, _ in rows for name in metrics))
@@ -141,7 +141,7 @@ def _tables(results) -> str:
         )
     for result in results:
         if result.note:
-            note = f"<b>{escape(result.name)}</b>: {escape(result.note)}"
+            note = f"<b>{escape(result.key)}</b>: {escape(result.note)}"
             body += f'<p class="note">{note}</p>'
     legend = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
@@ -161,14 +161,14 @@ def _curves(results) -> str:
     caption = "Each curve starts at the smallest FAR that its impostor pairs can show."
     drawings = html.image(plots.roc_curves(scored), "ROC of all test sets", caption)
     scores = "".join(
-        html.image(plots.score_distributions(result), f"scores of {result.name}")
+        html.image(plots.score_distributions(result), f"scores of {result.key}")
         for result in scored
     )
     return html.section("ROC and scores", f'{drawings}<div class="two">{scores}</div>')
 
 
 def _open_sets(results) -> str:
-    found = [(r.name, r.open_set) for r in results if r.open_set is not None]
+    found = [(r.key, r.open_set) for r in results if r.open_set is not None]
     if not found:
         return ""
     head = ["test set", "largest within", "99 % within", "1 % between"]
@@ -202,7 +202,7 @@ def _pairs(results) -> str:
                 if pair.kind == kind
             )
             if figures:
-                body += f"<h3>{escape(result.name)}: {heading}</h3>"
+                body += f"<h3>{escape(result.key)}: {heading}</h3>"
                 body += f'<div class="pairs">{figures}</div>'
     if not body:
         return ""

@@ -133,8 +133,7 @@ def _validate(run: Experiment, state: TrainState, clock: Clock) -> dict[str, flo
     begun = time.monotonic()
     results = evaluate.evaluate_state(run, state, hardest=0)
     clock.evaluating += time.monotonic() - begun
-    name = run.evaluation_set.name if run.evaluation_set else ""
-    return protocols.flat_metrics(name, results)
+    return protocols.flat_metrics(results)
 
 
 def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:

@@ -5,12 +5,13 @@ import tarfile
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hyperface_jax.data import datasets, face_folder, pairs, pipeline, splits
+from hyperface_jax.data import datasets, pairs, pipeline, prepared, splits
 from hyperface_jax.data.decode import BadImageError, decode_image
 
 # --- decoding -------------------------------------------------------------------------
@@ -120,18 +121,16 @@ def test_random_pairs_have_disjoint_people(rng):
 def synth(tmp_path_factory):
     """A prepared `synth_faces/tiny`."""
     folder = tmp_path_factory.mktemp("tfds")
-    return datasets.prepare("synth_faces", config="tiny", data_dir=str(folder))
+    return datasets.open_dataset("synth_faces", config="tiny", data_dir=str(folder))
 
 
 def test_synth_faces_has_disjoint_people_and_ground_truth(synth):
-    train = datasets.open_split(synth, "train")
-    test = datasets.open_split(synth, "test")
+    train, test = synth["train"], synth["test"]
     assert (len(train), train.num_classes) == (144, 24)
     assert (len(test), test.num_classes) == (60, 10)
     assert not set(train.identities) & set(test.identities)
     record = train.read([7])[0]
-    assert record["id"] == b"000001/000001_0001"
-    assert record["conditions"].dtype == np.float32
+    assert record["id"] == "000001/000001_0001"
     assert decode_image(record["image"], 32).std() > 10
     same = test.labels[test.pairs.first] == test.labels[test.pairs.second]
     np.testing.assert_array_equal(same, test.pairs.is_genuine)
@@ -140,11 +139,16 @@ def test_synth_faces_has_disjoint_people_and_ground_truth(synth):
 
 
 def test_synth_faces_is_deterministic(synth, tmp_path):
-    again = datasets.prepare("synth_faces", config="tiny", data_dir=str(tmp_path))
-    first, second = (datasets.open_split(b, "train") for b in (synth, again))
+    root = tmp_path / "again"
+    again = datasets.open_dataset("synth_faces", config="tiny", data_dir=str(root))
+    first, second = synth["train"], again["train"]
     assert first.fingerprint == second.fingerprint
     for row in (0, 50, 143):
         assert first.read([row])[0]["image"] == second.read([row])[0]["image"]
+    folder = next(root.glob("synth_faces/tiny/*"))
+    record = tfds.builder_from_directory(str(folder)).as_data_source("train")[0]
+    assert record["conditions"].dtype == np.float32
+    assert record["image"].shape == (32, 32, 3)
 
 
 def as_tar(folder, path):
@@ -154,18 +158,15 @@ def as_tar(folder, path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
-def test_face_folder_splits_by_fold(tmp_path, kind):
+@pytest.mark.parametrize("name", ["face_folder", "faces"])  # converted, or as it is
+def test_a_folder_splits_by_fold(tmp_path, kind, name):
     source = toy.write_folder(tmp_path / "faces")
     where = source if kind == "folder" else as_tar(source, tmp_path / "faces.tar")
     pairs_path = toy.write_pairs(tmp_path / "pairs.txt")
-    builder = datasets.prepare(
-        "face_folder",
-        config="",
-        path=str(where),
-        pairs_path=str(pairs_path),
-        data_dir=str(tmp_path / "tfds"),
+    options = dict(
+        path=str(where), pairs_path=str(pairs_path), data_dir=str(tmp_path / "tfds")
     )
-    train, test = splits.train_and_test(builder, fold=2, dev_fraction=0.25, seed=0)
+    train, (test,) = splits.train_and_test(name, fold=2, dev_fraction=0.25, **options)
     tested = {f"Person_{k:02d}" for k in range(4, 8)}
     assert not tested & set(train.identities)
     assert train.num_classes == 6
@@ -177,15 +178,15 @@ def test_face_folder_splits_by_fold(tmp_path, kind):
     assert not dev_people & (tested | set(train.identities))
     # A record of a selection is the image of the person that its label names.
     record = train.read([9])[0]
-    name = train.identities[train.labels[9]]
-    assert record["id"].decode().startswith(name)
+    person = train.identities[train.labels[9]]
+    assert record["id"].startswith(person)
     with pytest.raises(ValueError, match=r"data.fold is 4, expected 1 to 3"):
-        splits.train_and_test(builder, fold=4)
+        splits.train_and_test(name, fold=4, **options)
 
 
 def test_bad_folders(tmp_path):
     def prepare(path, **options):
-        datasets.prepare(
+        datasets.open_dataset(
             "face_folder",
             config="x",
             path=str(path),
@@ -203,14 +204,14 @@ def test_bad_folders(tmp_path):
         prepare(tmp_path / "bad.tar")
     (tmp_path / "rotten" / "A").mkdir(parents=True)
     (tmp_path / "rotten" / "A" / "A_0001.jpg").write_bytes(b"\xff\xd8 oh no")
-    with pytest.raises(ValueError, match="none of 1 images can be read"):
+    with pytest.raises(ValueError, match="none of 1 images can be used"):
         prepare(tmp_path / "rotten")
     with pytest.raises(ValueError, match=r"data.name is 'lfw', expected one of"):
-        datasets.prepare("lfw", config="")
+        datasets.open_dataset("lfw", config="")
     with pytest.raises(
         ValueError, match=r"data.config is 'huge', expected one of laptop"
     ):
-        datasets.prepare("synth_faces", config="huge")
+        datasets.open_dataset("synth_faces", config="huge")
     assert not list((tmp_path / "tfds").glob("face_folder/x/1.0.0"))
 
 
@@ -223,14 +224,17 @@ def test_unreadable_images_are_left_out_and_a_changed_folder_is_noticed(
     (source / "Lost" / "Lost_0001.jpg").write_bytes(b"")
     options = dict(config="x", path=str(source), data_dir=str(tmp_path / "tfds"))
     with caplog.at_level("WARNING"):
-        builder = datasets.prepare("face_folder", **options)
-    faces = datasets.open_split(builder, face_folder.SPLIT)
+        faces = datasets.open_dataset("face_folder", **options)["train"]
     assert (len(faces), faces.num_classes) == (5, 3)
-    assert "no readable image of Lost, left out" in caplog.text
-    assert "Person_01/Person_01_0002" in builder.info.metadata["rejected"]
+    assert "1 of 4 identities have no image, left out (the first: Lost)" in caplog.text
+    folder = tmp_path / "tfds" / "face_folder" / "x" / "1.0.0"
+    rejected = (folder / prepared.REJECTED).read_text().splitlines()
+    assert rejected[0] == "Lost/Lost_0001\t0 bytes"
+    assert rejected[1].startswith("Person_01/Person_01_0002\tcorrupt JPEG")
+    assert "- Identities: 3\n- Images: 5 " in (folder / prepared.CARD).read_text()
     (source / "Person_00" / "Person_00_0001.jpg").unlink()
-    with pytest.raises(ValueError, match="its files differ from those in the prepared"):
-        datasets.prepare("face_folder", **options)
+    with pytest.raises(ValueError, match="its files or pairs differ"):
+        datasets.open_dataset("face_folder", **options)
 
 
 # --- pipeline -------------------------------------------------------------------------
@@ -238,13 +242,15 @@ def test_unreadable_images_are_left_out_and_a_changed_folder_is_noticed(
 
 @pytest.fixture(scope="module")
 def faces(synth):
-    return datasets.open_split(synth, "train")
+    return synth["train"]
 
 
 def batches(faces, threads=2, **options):
     reader = pipeline.BatchReader(faces, image_size=32, threads=threads)
-    settings = dict(batch_size=32, seed=3, start_step=0, stop_step=12) | options
-    return list(pipeline.train_batches(reader, num_examples=len(faces), **settings))
+    seed = options.pop("seed", 3)
+    indices = pipeline.batch_indices(faces.labels, batch_size=32, seed=seed)
+    settings = dict(batch_size=32, start_step=0, stop_step=12) | options
+    return list(pipeline.train_batches(reader, indices, **settings))
 
 
 def assert_same(a, b):
@@ -279,7 +285,7 @@ def test_hosts_read_their_rows_of_the_same_global_batch(faces):
 
 
 def test_each_epoch_is_a_new_permutation(faces):
-    indices = pipeline.batch_indices(144, batch_size=48, seed=0)
+    indices = pipeline.batch_indices(np.zeros(144), batch_size=48, seed=0)
     epochs = [np.concatenate([indices[3 * e + k] for k in range(3)]) for e in range(3)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(144))

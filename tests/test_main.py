@@ -57,7 +57,7 @@ def test_a_wrong_flag_is_one_line(arguments, message, tmp_path):
                 "--workdir=/tmp",
                 "--config.data.path=/none.tar",
             ],
-            "error: data.path /none.tar: not found, expected a folder or a tar",
+            "error: data.path /none.tar: not found, expected a folder with train.rec",
         ),
     ],
 )

@@ -26,14 +26,19 @@ def default_config() -> Config:
     c.seed = 0  # of initialisation, order of the data, augmentation and dropout
 
     c.data = section()
-    c.data.name = "synth_faces"  # synth_faces | face_folder
+    c.data.name = "synth_faces"  # see datasets.DATASETS
     c.data.config = "laptop"  # synth_faces: laptop, tiny, large; else a name you choose
-    c.data.path = ""  # face_folder: folder or tar of NAME/xxx.jpg
-    c.data.pairs_path = ""  # face_folder: verification pairs in LFW's format
-    c.data.fold = 0  # face_folder: test on this fold's people, from 1; 0: on all pairs'
+    c.data.path = ""  # your own faces, see sources.open_path; several: commas between
+    c.data.pairs_path = ""  # verification pairs of them in LFW's format
+    c.data.fold = 0  # test on the people of this fold's pairs, from 1; 0: on all pairs'
     c.data.dev_fraction = 0.1  # training people held out to choose a threshold
     c.data.data_dir = ""  # prepared datasets; "": $TFDS_DATA_DIR, ~/tensorflow_datasets
     c.data.image_size = 64  # side in pixels, divisible by 16
+    c.data.exclude = ""  # lists of people and images to leave out, see prepare
+    c.data.max_images = 0  # at most so many of a person; 0: all
+    c.data.split_identities = 0.0  # share of the people who get two labels
+    c.data.label_noise = 0.0  # share of the images whose label is drawn anew
+    c.data.sampler = "uniform"  # uniform | sqrt | identity: how often a person is drawn
     c.data.threads = 2  # that decode
     c.data.prefetch = 3  # batches decoded ahead
 
@@ -117,6 +122,7 @@ def default_config() -> Config:
     c.eval = section()
     c.eval.every_steps = 0  # while training; 0: only at the end
     c.eval.protocols = PROTOCOLS  # those that the data does not offer are left out
+    c.eval.sets = ()  # more test sets: "lfw.bin", "FOLDER;PAIRS", "NAME=..."
     c.eval.batch_size = 256
     c.eval.flip = True  # add the embedding of the mirror image
     c.eval.use_ema = True  # where there is one

@@ -19,6 +19,7 @@ from hyperface_jax import (
 from hyperface_jax.backbones import BACKBONES, DTYPES
 from hyperface_jax.config.keys import PROTOCOLS, Config, default_config, section
 from hyperface_jax.data.datasets import DATASETS
+from hyperface_jax.data.pipeline import SAMPLERS
 
 MARGIN_SCHEDULES = ("constant", "stairs", "linear")
 
@@ -38,6 +39,7 @@ _EXTENDS = ("train.steps", "train.epochs")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.name": tuple(DATASETS),
+    "data.sampler": tuple(SAMPLERS),
     "backbone.name": tuple(BACKBONES),
     "backbone.dtype": DTYPES,
     "head.loss": classifier.LOSSES,
@@ -115,6 +117,11 @@ def validate(config: Config) -> None:
             f"train.batch_size is {config.train.batch_size}, expected a multiple of "
             f"train.accumulate = {config.train.accumulate}"
         )
+    for key in ("data.split_identities", "data.label_noise"):
+        if not 0 <= flat[key] <= 1:
+            raise ValueError(f"{key} is {flat[key]}, expected a share from 0 to 1")
+    if config.data.max_images < 0:
+        raise ValueError(f"data.max_images is {config.data.max_images}, expected >= 0")
     if not 0 <= config.train.ema_decay < 1:
         raise ValueError(
             f"train.ema_decay is {config.train.ema_decay}, expected 0 <= decay < 1"

@@ -1,21 +1,27 @@
-"""Opens a dataset by name: prepares it once as TFDS/ArrayRecord, then reads it.
+"""Opens a dataset by name: prepared once as TFDS/ArrayRecord, or as it is at a path.
 
-A new dataset is one builder and a row in `DATASETS`.
+A new dataset that is drawn or downloaded is one builder and a row in `GENERATED`; a new
+set of users' files is a row in `builders.BUILDERS`.
 """
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from hyperface_jax.data import face_folder, synth_faces
-from hyperface_jax.data.face_set import FaceSet
-from hyperface_jax.data.pairs import Pairs
+from hyperface_jax.data import (
+    builders,
+    describing,
+    prepared,
+    preparing,
+    sources,
+    synth_faces,
+)
+from hyperface_jax.data.face_set import FaceSet, fingerprint_of
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +31,7 @@ def default_data_dir() -> str:
     return os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
 
 
-def _synth_faces(config: str, path: str, pairs_path: str, data_dir: str):
-    del path, pairs_path
+def _synth_faces(config: str, data_dir: str) -> Any:
     if config not in synth_faces.CONFIGS:
         raise ValueError(
             f"data.config is {config!r}, expected one of "
@@ -39,59 +44,33 @@ def _synth_faces(config: str, path: str, pairs_path: str, data_dir: str):
     )
 
 
-def _face_folder(config: str, path: str, pairs_path: str, data_dir: str):
-    if not path:
-        raise ValueError("data.path is empty, expected a folder or tar of identities")
-    if not epath.Path(path).exists():
-        raise ValueError(f"data.path {path}: not found, expected a folder or a tar")
-    builder_config = face_folder.FaceFolderConfig(
-        name=config or epath.Path(path).name.split(".")[0],
-        path=path,
-        pairs_path=pairs_path,
-    )
-    builder = face_folder.FaceFolder(
-        config=builder_config, data_dir=data_dir, file_format="array_record"
-    )
-    _check_source(builder, path, pairs_path)
-    return builder
+GENERATED: dict[str, Callable[[str, str], Any]] = {"synth_faces": _synth_faces}
+DATASETS = (*GENERATED, *builders.BUILDERS)
 
 
-DATASETS: dict[str, Callable[..., tfds.core.DatasetBuilder]] = {
-    "synth_faces": _synth_faces,
-    "face_folder": _face_folder,
-}
+def open_dataset(
+    name: str,
+    *,
+    config: str,
+    path: str = "",
+    pairs_path: str = "",
+    data_dir: str = "",
+) -> dict[str, FaceSet]:
+    """Splits of a dataset by name.
 
-
-def _check_source(builder: Any, path: str, pairs_path: str) -> None:
-    """A prepared copy must not hide that the user's folder has changed."""
-    if not _is_prepared(builder):
-        return
-    found = face_folder.source_fingerprint(face_folder.find_images(path), pairs_path)
-    if found != builder.info.metadata.get("source_fingerprint"):
-        raise ValueError(
-            f"data.path {path}: its files differ from those in the prepared copy "
-            f"{builder.data_path}; give another data.config name or delete the copy"
-        )
-
-
-def _is_prepared(builder: Any) -> bool:
-    return epath.Path(builder.data_path).exists()
-
-
-def prepare(
-    name: str, *, config: str, path: str = "", pairs_path: str = "", data_dir: str = ""
-) -> Any:
-    """Builds the dataset unless it is there already.
+    With a path its files are read as they are, whatever `name` says; only
+    name="face_folder" converts them first. Without one the dataset is drawn, or must
+    have been prepared.
 
     Args:
-      name: row of `DATASETS`.
-      config: "laptop", "tiny" ... of synth_faces; a name of your choice of face_folder.
-      path: folder or tar (face_folder).
-      pairs_path: LFW pairs file (face_folder).
+      name: of `DATASETS`.
+      config: "laptop", "tiny" ... of synth_faces; else the name it was prepared under.
+      path: of the source; several with commas between.
+      pairs_path: verification pairs in LFW's format, by image id; or "".
       data_dir: where prepared datasets are kept; default `default_data_dir()`.
 
-    Returns:
-      A TFDS builder that is ready to be read.
+    Raises:
+      ValueError: no such dataset, or nothing at the path.
     """
     if name not in DATASETS:
         raise ValueError(
@@ -99,51 +78,115 @@ def prepare(
         )
     # File names of shards may not depend on the user's TFDS defaults.
     root = str(epath.Path(data_dir or default_data_dir()).expanduser())
-    builder = DATASETS[name](config, path, pairs_path, root)
-    if not _is_prepared(builder):
-        log.info("preparing %s in %s", name, builder.data_path)
-        builder.download_and_prepare()
+    if name == "face_folder":
+        builder = _face_folder(config, path, pairs_path, root)
+    elif path:
+        return {"train": sources.open_paths(path, pairs_path=pairs_path)}
+    elif name in GENERATED:
+        builder = GENERATED[name](config, root)
+        if not epath.Path(builder.data_path).exists():
+            log.info("preparing %s in %s", name, builder.data_path)
+            builder.download_and_prepare()
+    else:
+        builder = _open_prepared(name, config, root)
+    return {split: prepared.open_split(builder, split) for split in builder.info.splits}
+
+
+def folder_of(name: str, config: str, data_dir: str) -> Path:
+    """Where a prepared dataset is, or is to be."""
+    root = Path(data_dir or default_data_dir()).expanduser()
+    return root / name / (config or "default") / preparing.VERSION
+
+
+def _open_prepared(name: str, config: str, data_dir: str) -> Any:
+    folder = folder_of(name, config, data_dir)
+    if not folder.exists():
+        raise ValueError(
+            f"{folder} is not there: give --config.data.path=..., or prepare it with "
+            f"python -m hyperface_jax.prepare --source ... --name {name} "
+            f"--config {config or 'default'}"
+        )
+    return tfds.builder_from_directory(str(folder))
+
+
+def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> Any:
+    """Converts a folder or tar once; later the copy must still be of these files."""
+    if not path:
+        raise ValueError("data.path is empty, expected a folder or tar of identities")
+    faces = sources.open_paths(path)
+    source = source_fingerprint(faces, pairs_path)
+    folder = folder_of("face_folder", config or faces.name, data_dir)
+    if not folder.exists():
+        convert(
+            faces,
+            folder,
+            name="face_folder",
+            source=path,
+            pairs_path=pairs_path,
+            options=preparing.Options(
+                verify=True,
+                workers=0 if len(faces) < 20_000 else os.cpu_count() or 1,
+            ),
+        )
+    builder = tfds.builder_from_directory(str(folder))
+    if (builder.info.metadata or {}).get("source_fingerprint") != source:
+        raise ValueError(
+            f"data.path {path}: its files or pairs differ from those in the prepared "
+            f"copy {folder}; give another data.config name or delete the copy"
+        )
     return builder
 
 
-def open_split(builder: Any, split: str) -> FaceSet:
-    """A split of a prepared builder as a FaceSet, in the order of its records."""
-    meta = builder.info.metadata["splits"]
-    if split not in meta:
-        raise ValueError(
-            f"split {split!r} is not in {builder.info.name}: {', '.join(meta)}"
-        )
-    facts = meta[split]
-    source = builder.as_data_source(
-        split, decoders={"image": tfds.decode.SkipDecoding()}
-    )
-    counts = np.asarray(facts["counts"])
-    if counts.sum() != len(source):
-        raise ValueError(
-            f"{builder.data_path}: split {split} has {len(source)} records, its "
-            f"metadata promises {counts.sum()}; delete the folder to prepare it anew"
-        )
-    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return FaceSet(
-        name=f"{builder.info.full_name} {split}",
+def source_fingerprint(faces: FaceSet, pairs_path: str) -> str:
+    """Changes when an image is added, removed, renamed or resized, or the pairs do."""
+    text = epath.Path(pairs_path).read_text() if pairs_path else ""
+    return fingerprint_of(faces.fingerprint, text)
+
+
+def convert(
+    faces: FaceSet,
+    folder: Path,
+    *,
+    name: str,
+    source: str,
+    options: preparing.Options,
+    pairs_path: str = "",
+    license_text: str = "",
+) -> None:
+    """Writes a FaceSet as a prepared dataset; resumes where it was stopped.
+
+    Args:
+      faces: what to store.
+      folder: of the finished dataset.
+      name: of the dataset.
+      source: where it came from, for the card.
+      options: how.
+      pairs_path: verification pairs in LFW's format, by image id; or "".
+      license_text: as given by the user.
+
+    Raises:
+      ValueError: the folder exists, or no image can be used.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists already; delete it to prepare it anew")
+    written = preparing.write_shards(faces, folder, name=name, options=options)
+    describing.describe(
+        faces,
+        written,
+        name=name,
         source=source,
-        rows=np.arange(len(source)),
-        labels=labels,
-        source_labels=labels,
-        identities=tuple(facts["identities"]),
-        fingerprint=_fingerprint(builder, split),
-        pairs=Pairs.from_json(facts["pairs"]) if "pairs" in facts else None,
-        gallery=np.asarray(facts.get("gallery", []), int),
-        probes=np.asarray(facts.get("probes", []), int),
+        source_fingerprint=source_fingerprint(faces, pairs_path),
+        license_text=license_text,
+        pairs_path=pairs_path,
     )
-
-
-def _fingerprint(builder: Any, split: str) -> str:
-    """Of content and order, not of the path: people, counts and bytes of the shards."""
-    facts = builder.info.metadata["splits"][split]
-    digest = hashlib.sha256()
-    digest.update(repr((builder.info.name, str(builder.info.version))).encode())
-    digest.update("\n".join(facts["identities"]).encode())
-    digest.update(np.asarray(facts["counts"], "<i8").tobytes())
-    digest.update(str(builder.info.splits[split].num_bytes).encode())
-    return digest.hexdigest()[:16]
+    preparing.publish(written)
+    for id_, why in written.rejected[:20]:
+        log.warning("%s left out: %s", id_, why)
+    if len(written.rejected) > 20:
+        log.warning(
+            "%d more left out: %s",
+            len(written.rejected) - 20,
+            folder / prepared.REJECTED,
+        )
+    kept = sum(len(part.rows) for part in written.parts)
+    log.info("%s: %d images of %d people", folder, kept, faces.num_classes)

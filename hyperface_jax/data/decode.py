@@ -6,9 +6,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-
-class BadRecordError(ValueError):
-    """A record that cannot be used; the message says why."""
+from hyperface_jax.data.records import BadRecordError
 
 
 class BadImageError(BadRecordError):
@@ -31,14 +29,19 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
     Raises:
       BadImageError: the bytes cannot be decoded.
     """
-    image = _decode(data)
+    image = decode_rgb(data)
     if image.shape[:2] != (size, size):
         resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
         image = np.asarray(resized)
     return image
 
 
-def _decode(data: bytes) -> np.ndarray:
+def decode_rgb(data: bytes) -> np.ndarray:
+    """Decodes to uint8 RGB [H, W, 3] of the image's own size.
+
+    Raises:
+      BadImageError: the bytes cannot be decoded.
+    """
     if len(data) == 0:
         raise BadImageError("0 bytes")
     if data[:2] == b"\xff\xd8":

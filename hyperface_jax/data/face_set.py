@@ -2,23 +2,17 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from hyperface_jax.data.pairs import Pairs
+from hyperface_jax.data.records import ConcatSource, Record, RecordSource
 
-
-class RecordSource(Protocol):
-    """Random access to records: dicts with `image` (encoded bytes) and `id`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]:
-        """Records of the given rows, in that order."""
-        ...
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +30,7 @@ class FaceSet:
       pairs: verification pairs as rows of `source`, or None.
       gallery: rows of `source` of a gallery, one a person; empty if there is none.
       probes: rows of `source` to look for in the gallery.
+      rejected: id -> reason, of records that were left out when the set was opened.
     """
 
     name: str
@@ -48,6 +43,7 @@ class FaceSet:
     pairs: Pairs | None = None
     gallery: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
     probes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
+    rejected: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,7 +53,7 @@ class FaceSet:
         """C."""
         return len(self.identities)
 
-    def read(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
+    def read(self, indices: Sequence[int]) -> Sequence[Record]:
         """Records of this set (not rows of the source), in the given order."""
         return self.source.__getitems__([int(self.rows[i]) for i in indices])
 
@@ -91,3 +87,65 @@ class FaceSet:
         labels = np.full(len(self.source), -1, np.int64)
         labels[self.rows] = self.labels
         return labels
+
+
+def fingerprint_of(*parts: Any) -> str:
+    """16 hexadecimal digits of strings, numbers and integer arrays."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(np.ascontiguousarray(part, "<i8").tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()[:16]
+
+
+def drop_empty(faces: FaceSet) -> FaceSet:
+    """Leaves out identities without an image; the labels of the others move up."""
+    present = np.unique(faces.labels)
+    lost = faces.num_classes - len(present)
+    if not lost:
+        return faces
+    log.warning(
+        "%s: %d of %d identities have no image, left out (the first: %s)",
+        faces.name,
+        lost,
+        faces.num_classes,
+        faces.identities[np.setdiff1d(np.arange(faces.num_classes), present)[0]],
+    )
+    return dataclasses.replace(
+        faces,
+        labels=np.searchsorted(present, faces.labels).astype(np.int32),
+        identities=tuple(faces.identities[k] for k in present),
+    )
+
+
+def concatenate(sets: Sequence[FaceSet]) -> FaceSet:
+    """Several sets as one; nobody is taken for the same person in two of them.
+
+    Args:
+      sets: at least one; of a single set the set itself is returned.
+    """
+    if len(sets) == 1:
+        return sets[0]
+    classes = np.cumsum([0] + [s.num_classes for s in sets])
+    # The labels that records carry may run further than the identities in use.
+    carried = np.cumsum([0] + [int(s.source_labels.max(initial=0)) + 1 for s in sets])
+    starts = np.cumsum([0] + [len(s.source) for s in sets])
+    each = range(len(sets))
+    return FaceSet(
+        name=" + ".join(s.name for s in sets),
+        source=ConcatSource([s.source for s in sets], carried[:-1].tolist()),
+        rows=np.concatenate([sets[k].rows + starts[k] for k in each]),
+        labels=np.concatenate([sets[k].labels + classes[k] for k in each]).astype(
+            np.int32
+        ),
+        source_labels=np.concatenate(
+            [sets[k].source_labels + carried[k] for k in each]
+        ).astype(np.int32),
+        identities=tuple(f"{k}/{name}" for k in each for name in sets[k].identities),
+        fingerprint=fingerprint_of(*(s.fingerprint for s in sets)),
+        rejected={
+            f"{k}/{name}": why for k in each for name, why in sets[k].rejected.items()
+        },
+    )

@@ -1,81 +1,114 @@
 """Who is trained on and who is tested on: never the same people."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from hyperface_jax.data import datasets, face_folder
+from hyperface_jax.data import datasets, edits, sources
+from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.pairs import Pairs, random_pairs
 
 
-@dataclass(frozen=True)
-class EvaluationSet:
-    """What the protocols need. All numbers are rows of `faces.source`.
-
-    Attributes:
-      name: prefix of metric names, e.g. "test" or "fold8".
-      faces: the images and who they show.
-      pairs: pairs to verify, or None.
-      dev_pairs: pairs of other people, to choose a threshold with; or None.
-      open_set_rows: images for the open-set criterion.
-      gallery: one image a person.
-      probes: images to look for in the gallery.
-    """
-
-    name: str
-    faces: FaceSet
-    pairs: Pairs | None
-    dev_pairs: Pairs | None
-    open_set_rows: np.ndarray
-    gallery: np.ndarray
-    probes: np.ndarray
-
-
 def train_and_test(
-    builder: Any, *, fold: int = 0, dev_fraction: float = 0.1, seed: int = 0
-) -> tuple[FaceSet, EvaluationSet | None]:
-    """Splits a prepared dataset by people.
+    name: str,
+    *,
+    config: str = "",
+    path: str = "",
+    pairs_path: str = "",
+    data_dir: str = "",
+    exclude: str = "",
+    fold: int = 0,
+    dev_fraction: float = 0.1,
+    max_images: int = 0,
+    split_identities: float = 0.0,
+    label_noise: float = 0.0,
+    test_sets: Sequence[str] = (),
+    seed: int = 0,
+) -> tuple[FaceSet, tuple[EvaluationSet, ...]]:
+    """The people to train on, and the sets to test on.
 
-    Sets with "train" and "test" are taken as they are. A face folder has one split:
-    with `fold` = K (from 1) the people of fold K's pairs are tested on, a share
-    `dev_fraction` of the others chooses the threshold, and the rest is trained on;
-    with `fold` = 0 the people of all pairs are tested on.
+    Tested on are the split "test" of the dataset, or else the people of its pairs (see
+    `by_people_of_pairs`); every .bin file beside InsightFace records; and `test_sets`.
 
     Args:
-      builder: from `datasets.prepare`.
+      name: see `datasets.open_dataset`; the next four, too.
+      config: its configuration.
+      path: of its source.
+      pairs_path: of its pairs.
+      data_dir: of prepared datasets.
+      exclude: files of people and images to leave out, with commas between.
+      fold: see `by_people_of_pairs`.
+      dev_fraction: see there.
+      max_images: at most so many images of a person; 0 for all.
+      split_identities: share of the people whose images get two labels.
+      label_noise: share of the images whose label is drawn anew.
+      test_sets: see `sources.open_test`.
+      seed: of everything drawn.
+    """
+    found = datasets.open_dataset(
+        name, config=config, path=path, pairs_path=pairs_path, data_dir=data_dir
+    )
+    train = found["train"]
+    for file in sources.split_paths(exclude):
+        train = edits.exclude(train, edits.read_exclusions(file))
+    tests = []
+    if "test" in found:
+        tests.append(test_set(found["test"]))
+    else:
+        train, test = by_people_of_pairs(
+            train, fold=fold, dev_fraction=dev_fraction, seed=seed
+        )
+        tests += [] if test is None else [test]
+    tests += sources.validation_sets(path)
+    tests += [sources.open_test(item) for item in test_sets]
+    names = [test.name for test in tests]
+    if len(set(names)) < len(names):
+        raise ValueError(f"eval.sets: two sets have one name, found {names}")
+    train = edits.at_most(train, max_images, seed=seed)
+    train = edits.split_identities(train, split_identities, seed=seed)
+    return edits.add_label_noise(train, label_noise, seed=seed), tuple(tests)
+
+
+def test_set(faces: FaceSet) -> EvaluationSet:
+    """A split of people to test on, with everything that it offers."""
+    return EvaluationSet(
+        name="test",
+        faces=faces,
+        pairs=faces.pairs,
+        open_set_rows=faces.rows,
+        gallery=faces.gallery,
+        probes=faces.probes,
+    )
+
+
+def by_people_of_pairs(
+    faces: FaceSet, *, fold: int = 0, dev_fraction: float = 0.1, seed: int = 0
+) -> tuple[FaceSet, EvaluationSet | None]:
+    """Trains on the people who are in no tested pair.
+
+    With `fold` = K (from 1) the people of fold K's pairs are tested on, a share
+    `dev_fraction` of the others chooses the threshold, and the rest is trained on;
+    with `fold` = 0 the people of all pairs are tested on. Without pairs all people
+    are trained on.
+
+    Args:
+      faces: all people.
       fold: fold of the pairs file to test on, from 1; 0 for all.
       dev_fraction: share of the training people held out for the threshold.
       seed: chooses those people and their impostor pairs.
     """
-    if face_folder.SPLIT not in builder.info.splits:
-        test = datasets.open_split(builder, "test")
-        return datasets.open_split(builder, "train"), _whole_test_set(test)
-    faces = datasets.open_split(builder, face_folder.SPLIT)
     if faces.pairs is None:
         if fold:
             raise ValueError(
                 f"data.fold is {fold}, expected data.pairs_path to name a pairs file"
             )
         return faces, None
-    return _split_face_folder(faces, faces.pairs, fold, dev_fraction, seed)
+    return _split(faces, faces.pairs, fold, dev_fraction, seed)
 
 
-def _whole_test_set(test: FaceSet) -> EvaluationSet:
-    return EvaluationSet(
-        name="test",
-        faces=test,
-        pairs=test.pairs,
-        dev_pairs=None,
-        open_set_rows=test.rows,
-        gallery=test.gallery,
-        probes=test.probes,
-    )
-
-
-def _split_face_folder(
+def _split(
     faces: FaceSet, pairs: Pairs, fold: int, dev_fraction: float, seed: int
 ) -> tuple[FaceSet, EvaluationSet]:
     folds = int(pairs.fold.max()) + 1
@@ -83,7 +116,7 @@ def _split_face_folder(
         raise ValueError(f"data.fold is {fold}, expected 1 to {folds} or 0 for all")
     tested = pairs.take(pairs.fold == fold - 1) if fold else pairs
     rows = np.union1d(tested.first, tested.second)
-    test_people = np.unique(faces.labels[rows])
+    test_people = np.setdiff1d(faces.label_of_row()[rows], [-1])  # -1: left out
     others = np.setdiff1d(np.arange(faces.num_classes), test_people)
     rng = np.random.default_rng([seed, fold])
     dev_people = np.sort(
@@ -103,8 +136,6 @@ def _split_face_folder(
         pairs=tested,
         dev_pairs=_dev_pairs(faces, dev_people, rng) if len(dev_people) else None,
         open_set_rows=faces.rows[in_test],
-        gallery=np.zeros(0, int),
-        probes=np.zeros(0, int),
     )
 
 
@@ -112,8 +143,8 @@ def _dev_pairs(
     faces: FaceSet, people: np.ndarray, rng: np.random.Generator, most: int = 3000
 ) -> Pairs | None:
     """Balanced pairs among the held-out people, as rows of the source."""
-    rows = np.flatnonzero(np.isin(faces.labels, people))
-    labels = faces.labels[rows]
+    mine = np.isin(faces.labels, people)
+    rows, labels = faces.rows[mine], faces.labels[mine]
     # One person's many pictures would dominate all their pairs.
     keep = np.zeros(len(rows), bool)
     for person in people:

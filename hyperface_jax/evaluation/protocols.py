@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from hyperface_jax.data.decode import BadImageError, decode_image
+from hyperface_jax.data.decode import decode_image
+from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.pairs import Pairs
-from hyperface_jax.data.splits import EvaluationSet
+from hyperface_jax.data.records import BadRecordError, Record
 from hyperface_jax.evaluation import identification, open_set, roc, verification
 from hyperface_jax.evaluation.embed import embed_rows
 from hyperface_jax.evaluation.results import HardPair, ProtocolResult, hardest_pairs
@@ -132,6 +132,7 @@ PROTOCOLS: dict[str, Callable[[Embedded], ProtocolResult | None]] = {
     "held_out_threshold": verify_held_out,
     "open_set": open_set_protocol,
     "identification": identify,
+    "combined": lambda _: None,  # of all sets together, see `combine`
 }
 
 
@@ -179,27 +180,51 @@ def embed_evaluation_set(
 
 
 def run_protocols(
-    embedded: Embedded, names: Sequence[str], *, hardest: int = 0, image_size: int = 112
+    sets: Sequence[Embedded],
+    names: Sequence[str],
+    *,
+    hardest: int = 0,
+    image_size: int = 112,
 ) -> list[ProtocolResult]:
-    """Results of the named protocols; those that the data does not offer are left out.
+    """Results of the named protocols; those that a set does not offer are left out.
 
     Args:
-      embedded: from `embed_evaluation_set`.
+      sets: from `embed_evaluation_set`.
       names: of `PROTOCOLS`.
       hardest: genuine and impostor pairs to keep as pictures; 0 for none.
       image_size: of these pictures.
     """
     results = []
-    for name in names:
-        result = PROTOCOLS[name](embedded)
-        if result is None:
-            continue
-        if embedded.unreadable:
-            result.counts["unreadable_images"] = len(embedded.unreadable)
-        if hardest and len(result.scores):
-            result = with_pictures(result, embedded, hardest, image_size)
-        results.append(result)
+    for embedded in sets:
+        for name in names:
+            result = PROTOCOLS[name](embedded)
+            if result is None:
+                continue
+            if embedded.unreadable:
+                result.counts["unreadable_images"] = len(embedded.unreadable)
+            if hardest and len(result.scores):
+                result = with_pictures(result, embedded, hardest, image_size)
+            results.append(dataclasses.replace(result, test_set=embedded.data.name))
+    if "combined" in names:
+        results += combine(results)
     return results
+
+
+def combine(results: Sequence[ProtocolResult]) -> list[ProtocolResult]:
+    """All pairs of all sets with k-fold pairs in one ROC, as OpenSphere validates.
+
+    One threshold for all sets: harder than the mean of the sets' accuracies.
+    """
+    parts = [r for r in results if r.name == "verification"]
+    if len(parts) < 2:
+        return []
+    scores = np.concatenate([r.scores for r in parts])
+    is_genuine = np.concatenate([r.is_genuine for r in parts])
+    metrics = verification.verify(scores, is_genuine)
+    pairs = Pairs(*[np.zeros(0, int)] * 2, is_genuine, np.zeros(0, int))
+    result = _result("combined", metrics, scores, pairs)
+    note = "pairs of " + ", ".join(r.test_set for r in parts)
+    return [dataclasses.replace(result, test_set="all", note=note)]
 
 
 def with_pictures(
@@ -212,31 +237,36 @@ def with_pictures(
     kept = []
     chosen = hardest_pairs(result.scores, result.is_genuine, count)
     for k in np.concatenate(chosen):
-        images: list[Any] = []
-        for record in source.__getitems__([int(pairs.first[k]), int(pairs.second[k])]):
-            try:
-                image = decode_image(record["image"], image_size)
-            except BadImageError:
-                image = np.zeros((image_size, image_size, 3), np.uint8)
-            name = record["id"]
-            images.append((name.decode() if isinstance(name, bytes) else name, image))
+        records = source.__getitems__([int(pairs.first[k]), int(pairs.second[k])])
+        first, second = (_picture(record, image_size) for record in records)
         kept.append(
             HardPair(
                 kind="genuine" if result.is_genuine[k] else "impostor",
                 score=float(result.scores[k]),
-                first_id=images[0][0],
-                second_id=images[1][0],
-                first_image=images[0][1],
-                second_image=images[1][1],
+                first_id=first[0],
+                second_id=second[0],
+                first_image=first[1],
+                second_image=second[1],
             )
         )
     return dataclasses.replace(result, hardest=tuple(kept))
 
 
-def flat_metrics(name: str, results: Sequence[ProtocolResult]) -> dict[str, float]:
+def _picture(record: Record, size: int) -> tuple[str, np.ndarray]:
+    """Id and image; black where it cannot be read."""
+    black = np.zeros((size, size, 3), np.uint8)
+    if isinstance(record, BadRecordError):
+        return "unreadable", black
+    try:
+        return record["id"], decode_image(record["image"], size)
+    except BadRecordError:
+        return record["id"], black
+
+
+def flat_metrics(results: Sequence[ProtocolResult]) -> dict[str, float]:
     """{"test/verification/kfold_accuracy": value}, for logs and the best checkpoint."""
     return {
-        f"{name}/{result.name}/{key}": value
+        f"{result.key}/{key}": value
         for result in results
         for key, value in result.metrics.items()
     }

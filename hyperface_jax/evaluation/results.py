@@ -104,7 +104,7 @@ class ProtocolResult:
     """Result of one protocol on one test set.
 
     Attributes:
-      name: e.g. `lfw`.
+      name: of the protocol, e.g. `verification`.
       metrics: fractions by name, see `verification` for definitions.
       counts: what they rest on, e.g. `genuine_pairs`.
       scores: similarity of each pair [n]; empty where the protocol has no pairs.
@@ -112,6 +112,7 @@ class ProtocolResult:
       hardest: pairs to show.
       open_set: angles of all images, where they were computed.
       note: what a reader has to know, e.g. images that could not be read.
+      test_set: whose images they are, e.g. `lfw`.
     """
 
     name: str
@@ -122,11 +123,18 @@ class ProtocolResult:
     hardest: tuple[HardPair, ...] = ()
     open_set: OpenSet | None = None
     note: str = ""
+    test_set: str = ""
+
+    @property
+    def key(self) -> str:
+        """Prefix of its metrics, e.g. `lfw/verification`."""
+        return f"{self.test_set}/{self.name}" if self.test_set else self.name
 
     def to_json(self) -> dict[str, Any]:
         """Numbers and strings only: no scores, no images, no NaN (JSON has none)."""
         result: dict[str, Any] = {
             "name": self.name,
+            "test_set": self.test_set,
             "metrics": {name: _number(value) for name, value in self.metrics.items()},
             "counts": {name: int(value) for name, value in self.counts.items()},
         }

@@ -1,0 +1,153 @@
+"""What may be changed about a training set before it is trained on, from a seed.
+
+Every function takes a FaceSet and returns one; records stay where they are, only the
+selection or the labels differ.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from etils import epath
+
+from hyperface_jax.data.face_set import FaceSet, drop_empty, fingerprint_of
+from hyperface_jax.data.records import ids_of
+
+_KINDS = ("identity", "image")
+
+
+def read_exclusions(path: epath.PathLike) -> dict[str, set[str]]:
+    """Reads lines "identity<TAB>NAME" or "image<TAB>ID"; more columns are remarks.
+
+    Blank lines and those that begin with # are skipped. `prepare` and `audit` write
+    such files.
+
+    Returns:
+      {"identity": names, "image": ids}.
+
+    Raises:
+      ValueError: another first column, with the line.
+    """
+    try:
+        lines = epath.Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable text file ({error})") from None
+    found: dict[str, set[str]] = {kind: set() for kind in _KINDS}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = line.split("\t")
+        if len(fields) < 2 or fields[0] not in _KINDS:
+            raise ValueError(
+                f"{path}, line {number}: found {line[:40]!r}, expected "
+                "'identity<TAB>NAME' or 'image<TAB>ID'"
+            )
+        found[fields[0]].add(fields[1].strip())
+    return found
+
+
+def exclude(faces: FaceSet, excluded: Mapping[str, Iterable[str]]) -> FaceSet:
+    """Leaves out identities by name and images by id.
+
+    Raises:
+      ValueError: a name or id that the set does not have: a list for another set.
+    """
+    names = set(excluded.get("identity", ()))
+    ids = set(excluded.get("image", ()))
+    if unknown := names - set(faces.identities):
+        raise ValueError(
+            f"{faces.name}: no identity {sorted(unknown)[0]!r} to exclude "
+            f"({len(unknown)} of {len(names)} are unknown)"
+        )
+    gone = np.array([name in names for name in faces.identities], bool)[faces.labels]
+    if ids:
+        row_of = ids_of(faces.source)
+        if unknown := ids - row_of.keys():
+            raise ValueError(
+                f"{faces.name}: no image {sorted(unknown)[0]!r} to exclude "
+                f"({len(unknown)} of {len(ids)} are unknown)"
+            )
+        gone |= np.isin(faces.rows, [row_of[name] for name in ids])
+    if gone.all():
+        raise ValueError(f"{faces.name}: nothing is left after the exclusions")
+    return drop_empty(_select(faces, ~gone, "exclude"))
+
+
+def at_most(faces: FaceSet, most: int, *, seed: int) -> FaceSet:
+    """Keeps `most` images of each identity, drawn from the seed; 0 keeps all."""
+    if not most:
+        return faces
+    order = np.random.default_rng([seed, 11]).permutation(len(faces))
+    by_label = order[np.argsort(faces.labels[order], kind="stable")]
+    ordered = faces.labels[by_label]
+    rank = np.arange(len(faces)) - np.searchsorted(ordered, ordered)
+    keep = np.zeros(len(faces), bool)
+    keep[by_label[rank < most]] = True
+    return _select(faces, keep, f"at most {most}")
+
+
+def add_label_noise(faces: FaceSet, share: float, *, seed: int) -> FaceSet:
+    """Draws the label of a share of the images anew, uniformly over all classes.
+
+    The new label may be the old one, as in OpenSphere's noise_ratio.
+    """
+    if not share:
+        return faces
+    rng = np.random.default_rng([seed, 12])
+    noisy = rng.random(len(faces)) < share
+    drawn = rng.integers(0, faces.num_classes, len(faces), np.int32)
+    return _relabelled(faces, np.where(noisy, drawn, faces.labels), faces.identities)
+
+
+def split_identities(faces: FaceSet, share: float, *, seed: int) -> FaceSet:
+    """Cuts a share of the identities in two: one person under two labels.
+
+    The noise of automatically clustered sets. Each image of a cut identity goes to
+    either half with probability 1/2, but neither half is empty; identities with one
+    image are never cut.
+    """
+    if not share:
+        return faces
+    rng = np.random.default_rng([seed, 13])
+    counts = np.bincount(faces.labels, minlength=faces.num_classes)
+    cut = np.flatnonzero((rng.random(faces.num_classes) < share) & (counts > 1))
+    second = np.full(faces.num_classes, -1)
+    second[cut] = faces.num_classes + np.arange(len(cut))
+    moves = (second[faces.labels] >= 0) & (rng.random(len(faces)) < 0.5)
+    order = np.argsort(faces.labels, kind="stable")
+    starts = np.searchsorted(faces.labels[order], cut)
+    moves[order[starts]] = False  # the first image stays
+    moves[order[starts + 1]] = True  # and the second moves
+    labels = np.where(moves, second[faces.labels], faces.labels)
+    names = faces.identities + tuple(f"{faces.identities[k]} (2)" for k in cut)
+    return _relabelled(faces, labels, names)
+
+
+def sampling_weights(labels: np.ndarray, power: float) -> np.ndarray:
+    """Weight of each image [N] when an identity of n images is drawn with n^power.
+
+    Power 1 is uniform over images, 0 uniform over identities, .5 the square-root
+    frequency of OpenSphere's SimPLE. The weights sum to N.
+    """
+    counts = np.bincount(labels)[labels].astype(np.float64)
+    weights = counts ** (power - 1)
+    return weights * (len(labels) / weights.sum())
+
+
+def _select(faces: FaceSet, keep: np.ndarray, what: str) -> FaceSet:
+    return dataclasses.replace(
+        faces,
+        rows=faces.rows[keep],
+        labels=faces.labels[keep],
+        fingerprint=fingerprint_of(faces.fingerprint, what, np.flatnonzero(keep)),
+    )
+
+
+def _relabelled(faces: FaceSet, labels: np.ndarray, names: tuple[str, ...]) -> FaceSet:
+    changed = dataclasses.replace(
+        faces,
+        labels=labels.astype(np.int32),
+        identities=names,
+        fingerprint=fingerprint_of(faces.fingerprint, "labels", labels),
+    )
+    return drop_empty(changed)

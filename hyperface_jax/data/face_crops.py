@@ -1,0 +1,103 @@
+"""Cuts faces out of images: points from a file or a detector, then alignment."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import simplejpeg
+
+from hyperface_jax.data import alignment, landmarks
+from hyperface_jax.data.decode import decode_rgb
+from hyperface_jax.data.image_files import SUFFIXES
+from hyperface_jax.data.records import BadRecordError
+
+
+class LandmarkFinder(Protocol):
+    """Finds five points; may be sent to another process."""
+
+    def __call__(self, image: np.ndarray, id_: str) -> np.ndarray:
+        """Points [5, 2] (x, y) in an image uint8 [H, W, 3].
+
+        Raises:
+          BadRecordError: there are none.
+        """
+        ...
+
+
+@functools.lru_cache(maxsize=2)
+def _landmarks(path: str) -> dict[str, np.ndarray]:
+    """Read once a process."""
+    return landmarks.read_landmarks(path)
+
+
+@dataclass(frozen=True)
+class ListedLandmarks:
+    """Points from a file, by image id.
+
+    Attributes:
+      path: see `landmarks.read_landmarks`.
+    """
+
+    path: str
+
+    def __call__(self, image: np.ndarray, id_: str) -> np.ndarray:
+        """The points that the file has for this id, with or without its suffix."""
+        known = _landmarks(self.path)
+        for name in (id_, *(f"{id_}{suffix}" for suffix in SUFFIXES)):
+            if name in known:
+                return known[name]
+        raise BadRecordError(f"no landmarks in {self.path}")
+
+
+@functools.lru_cache(maxsize=2)
+def _detector(path: str) -> Any:
+    return alignment.YuNetDetector(path)
+
+
+@dataclass(frozen=True)
+class DetectedLandmarks:
+    """Points found by OpenCV's YuNet.
+
+    Attributes:
+      model: path of its weights.
+    """
+
+    model: str
+
+    def __call__(self, image: np.ndarray, id_: str) -> np.ndarray:
+        """The points of the face that the detector's rule chooses."""
+        points = _detector(self.model)(image)
+        if points is None:
+            raise BadRecordError("no face found")
+        return points
+
+
+@dataclass(frozen=True)
+class Aligner:
+    """How faces are cut out before they are stored.
+
+    Attributes:
+      find: the points of an image.
+      size: (height, width) of the result.
+      quality: of the JPEG that is written.
+    """
+
+    find: LandmarkFinder
+    size: tuple[int, int]
+    quality: int = 95
+
+    def __call__(self, image: bytes, id_: str) -> bytes:
+        """The aligned face as JPEG.
+
+        Raises:
+          BadRecordError: no landmarks, or they do not make a face.
+        """
+        pixels = decode_rgb(image)
+        try:
+            face = alignment.align(pixels, self.find(pixels, id_), self.size)
+        except ValueError as error:  # bad points, or a side beyond OpenCV's 32767
+            raise BadRecordError(str(error)) from None
+        return simplejpeg.encode_jpeg(
+            np.ascontiguousarray(face), self.quality, colorsubsampling="444"
+        )

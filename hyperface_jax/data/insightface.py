@@ -1,0 +1,255 @@
+"""An InsightFace folder as it is: train.rec, train.idx, property.
+
+Layouts that occur (SPEC of each in its writer): with a header record (key 0, labels
+[a, b]: images are keys 1..a-1, identity records a..b-1, each with the range of its
+images' keys) or without (im2rec: every record is an image); labels scalar or arrays.
+
+Key ranges are stored as float32, so beyond 2^24 = 16 777 216 they are rounded to even
+numbers and beyond 2^25 to multiples of 4: Glint360K's own header is wrong by up to 1.
+They are used only where they are exact, else every image's own label is read.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from hyperface_jax.data.face_set import FaceSet, drop_empty, fingerprint_of
+from hyperface_jax.data.recordio import RecordFile, RecordIOError
+from hyperface_jax.data.records import BadRecordError, Record
+
+log = logging.getLogger(__name__)
+
+EXACT_KEYS = 1 << 24
+"""float32 holds whole numbers up to here."""
+
+_SAMPLED = 64  # records read when the folder is opened, to see that the files fit
+
+
+class RecordIOSource:
+    """Image records of a RecordFile.
+
+    Args:
+      file: the records.
+      positions: int64 [N], positions in `file` of the images.
+    """
+
+    def __init__(self, file: RecordFile, positions: np.ndarray):
+        self._file = file
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
+        """Records; the id is the key."""
+        return [self._record(int(row)) for row in rows]
+
+    def _record(self, row: int) -> Record:
+        position = int(self._positions[row])
+        try:
+            payload = self._file.read(position)
+            label = whole_label(payload.labels)
+        except BadRecordError as error:
+            return error
+        key = str(self._file.keys[position])
+        return {"image": payload.image, "label": label, "id": key}
+
+    def take(self, rows: np.ndarray) -> "RecordIOSource":
+        """The given rows as a source of their own."""
+        return RecordIOSource(
+            self._file.take(self._positions[rows]), np.arange(len(rows))
+        )
+
+
+def whole_label(labels: np.ndarray) -> int:
+    """The first label, if it is a whole number from 0.
+
+    Raises:
+      BadRecordError: it is not.
+    """
+    value = float(labels[0])
+    if not (value >= 0 and value == int(value)):
+        raise BadRecordError(f"label is {value}, expected a whole number from 0")
+    return int(value)
+
+
+def is_insightface(folder: epath.Path) -> bool:
+    """True for a folder with a train.rec."""
+    return (folder / "train.rec").exists()
+
+
+def open_insightface(path: epath.PathLike) -> FaceSet:
+    """All images of an InsightFace folder in the order of their keys.
+
+    Args:
+      path: folder with train.rec, train.idx and, as a rule, property.
+
+    Returns:
+      Names of identities are their labels. Images with an unusable label are listed in
+      `rejected` and are not part of the set.
+
+    Raises:
+      ValueError: a file is missing, or index and records do not belong together.
+    """
+    folder = epath.Path(path)
+    for name in ("train.rec", "train.idx"):
+        if not (folder / name).exists():
+            raise ValueError(f"{folder}: no {name}, expected InsightFace's files")
+    file = RecordFile.open(folder / "train.rec", folder / "train.idx")
+    _check_pair(file)
+    positions, ranges = image_positions(file)
+    if not len(positions):
+        raise ValueError(f"{folder}: no image among {len(file)} records")
+    labels = _labels_from_ranges(file, positions, ranges)
+    rejected: dict[str, str] = {}
+    if labels is None:
+        labels, rejected = _scan_labels(file, positions)
+    rows = np.flatnonzero(labels >= 0)
+    if not len(rows):
+        raise ValueError(f"{folder}: none of {len(labels)} records has a usable label")
+    count = _num_classes(folder, labels)
+    faces = FaceSet(
+        name=folder.name,
+        source=RecordIOSource(file, positions),
+        rows=rows,
+        labels=labels[rows].astype(np.int32),
+        source_labels=labels.astype(np.int32),
+        identities=tuple(map(str, range(count))),
+        fingerprint=fingerprint_of("recordio", file.size, file.keys, labels),
+        rejected=rejected,
+    )
+    return drop_empty(faces)
+
+
+def _check_pair(file: RecordFile) -> None:
+    """Looks at a few records: an index of another file points at anything."""
+    sample = np.unique(np.linspace(0, len(file) - 1, _SAMPLED).astype(int))
+    errors = []
+    for position in sample:
+        try:
+            file.read_labels(int(position))
+        except RecordIOError as error:
+            errors.append(error)
+    if past := file.past_end():
+        raise ValueError(
+            f"{file.path}: {past} of {len(file)} records of the index lie past its end "
+            f"({file.size} bytes): it is cut off, or train.idx belongs to another file"
+        )
+    if len(errors) > len(sample) // 2:
+        raise ValueError(
+            f"{file.path} and its train.idx do not belong together: {len(errors)} of "
+            f"{len(sample)} records looked at are none ({errors[0]})"
+        )
+
+
+def image_positions(file: RecordFile) -> tuple[np.ndarray, np.ndarray | None]:
+    """Positions of the images, and of the identity records or None.
+
+    Whether a record holds an image is looked up, because the header's own numbers
+    may be rounded: images come first, identity records (no image) last, so the
+    border is found by bisection.
+    """
+    everything = np.arange(len(file))
+    if file.keys[0] != 0 or not _is_header(file, 0):
+        return everything, None
+    low, high = 1, len(file)  # the first record without an image is in [low, high]
+    while low < high:
+        middle = (low + high) // 2
+        if _has_image(file, middle):
+            low = middle + 1
+        else:
+            high = middle
+    return everything[1:low], everything[low:]
+
+
+def _is_header(file: RecordFile, position: int) -> bool:
+    try:
+        record = file.read(position)
+    except RecordIOError:
+        return False
+    return record.flag >= 2 and not record.image
+
+
+def _has_image(file: RecordFile, position: int) -> bool:
+    """A damaged record counts as an image, so that it is reported as one."""
+    try:
+        return len(file.read(position).image) > 0 or file.read(position).flag < 2
+    except RecordIOError:
+        return True
+
+
+def _labels_from_ranges(
+    file: RecordFile, positions: np.ndarray, ranges: np.ndarray | None
+) -> np.ndarray | None:
+    """Label of each image from the identity records, where these can be trusted."""
+    if ranges is None or not len(ranges) or file.keys[-1] > EXACT_KEYS:
+        return None
+    keys = file.keys[positions]
+    try:
+        limits = np.array([file.read(int(p)).labels[:2] for p in ranges], np.float64)
+    except (RecordIOError, ValueError):
+        return None
+    if limits.ndim != 2 or limits.shape[1] != 2 or not np.isfinite(limits).all():
+        return None
+    starts, stops = limits.astype(np.int64).T
+    tiles = (starts[1:] == stops[:-1]).all() and (stops >= starts).all()
+    if not tiles or starts[0] != keys[0] or stops[-1] != keys[-1] + 1:
+        return None
+    labels = np.searchsorted(stops, keys, side="right")
+    for k in np.unique(np.linspace(0, len(keys) - 1, _SAMPLED).astype(int)):
+        try:
+            if whole_label(file.read_labels(int(positions[k]))) != labels[k]:
+                return None
+        except BadRecordError:
+            continue
+    return labels
+
+
+def _scan_labels(
+    file: RecordFile, positions: np.ndarray
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Label of each image from its own record, -1 where it cannot be used."""
+    labels = np.full(len(positions), -1, np.int64)
+    rejected = {}
+    for k, position in enumerate(tqdm(positions, "labels", disable=len(labels) < 1e5)):
+        try:
+            labels[k] = whole_label(file.read_labels(int(position)))
+        except BadRecordError as error:
+            rejected[str(file.keys[position])] = str(error)
+    # One label of 3e9 must not make three billion classes.
+    far = np.flatnonzero(labels >= 2 * max(len(labels), 1000))
+    for k in far:
+        rejected[str(file.keys[positions[k]])] = f"label is {labels[k]}: out of range"
+    labels[far] = -1
+    return labels, rejected
+
+
+def _num_classes(folder: epath.Path, labels: np.ndarray) -> int:
+    """From the labels in use; `property` may promise more, but not fewer."""
+    found = int(labels.max()) + 1
+    promised = read_property(folder)
+    if promised is not None and found > promised[0]:
+        raise ValueError(
+            f"{folder / 'property'}: {promised[0]} classes, but there is a label "
+            f"{found - 1}"
+        )
+    return found
+
+
+def read_property(folder: epath.Path) -> tuple[int, int, int] | None:
+    """Classes, height and width; None where there is no such file.
+
+    Raises:
+      ValueError: its first line is not three whole numbers.
+    """
+    path = folder / "property"
+    if not path.exists():
+        return None
+    lines = path.read_bytes().decode("ascii", "replace").split()
+    fields = lines[0].split(",") if lines else []
+    if len(fields) != 3 or not all(f.isdigit() for f in fields):
+        raise ValueError(f"{path}: found {lines[:1]}, expected 'classes,height,width'")
+    return int(fields[0]), int(fields[1]), int(fields[2])

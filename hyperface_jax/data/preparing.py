@@ -1,0 +1,212 @@
+"""Turns a FaceSet into a prepared dataset: parallel, resumable, and whole or absent.
+
+Work happens in `<version>.incomplete/` beside the final folder: shards, their parts and
+a plan. Started again, finished shards are kept; a plan of another source or with other
+options is refused. At the end the lists are written, the parts go, and one rename makes
+the dataset visible. TFDS's own preparation writes to a random folder and starts anew.
+"""
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hyperface_jax.data import shards
+from hyperface_jax.data.face_crops import Aligner
+from hyperface_jax.data.face_set import FaceSet
+
+log = logging.getLogger(__name__)
+
+VERSION = "1.0.0"
+SPLIT = "train"
+_PARTS = "parts"
+_PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a dataset is prepared.
+
+    Attributes:
+      verify: decode every image and reject those that fail.
+      images_per_shard: the last shard may have fewer.
+      workers: processes; 0 writes in this one.
+      aligner: cuts faces out by landmarks, or None.
+    """
+
+    verify: bool = False
+    images_per_shard: int = 16384
+    workers: int = 0
+    aligner: Aligner | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """Finished shards, before the lists are written.
+
+    Attributes:
+      folder: the incomplete folder.
+      final: where it is to be.
+      parts: of all shards in order.
+      rejected: (id, reason) of everything left out.
+    """
+
+    folder: Path
+    final: Path
+    parts: list[shards.Part]
+    rejected: list[tuple[str, str]]
+
+
+def shard_name(name: str, index: int, count: int) -> str:
+    """TFDS's name of a shard."""
+    return f"{name}-{SPLIT}.array_record-{index:05d}-of-{count:05d}"
+
+
+def write_shards(
+    faces: FaceSet, final: Path, *, name: str, options: Options
+) -> Written:
+    """Writes all shards that are not there yet.
+
+    Args:
+      faces: what to store, in this order.
+      final: folder of the finished dataset; must not exist.
+      name: of the dataset, the prefix of the files.
+      options: see there.
+
+    Raises:
+      ValueError: another preparation is under way there, or nothing passed.
+    """
+    folder = final.with_name(f"{final.name}.incomplete")
+    count = max(-(-len(faces) // options.images_per_shard), 1)
+    _claim(folder, faces, name, options)
+    paths = [folder / shard_name(name, k, count) for k in range(count)]
+    part_paths = [folder / _PARTS / f"{k:05d}.npz" for k in range(count)]
+    missing = [k for k in range(count) if not shards.is_done(paths[k], part_paths[k])]
+    with tqdm(total=len(faces), unit="image", desc=f"preparing {name}") as bar:
+        finished = (count - len(missing)) * options.images_per_shard
+        if finished:
+            log.info("%d of %d shards are there already", count - len(missing), count)
+            bar.update(min(finished, len(faces)))
+        todo = (
+            shard_task(faces, k, options, str(paths[k]), str(part_paths[k]))
+            for k in missing
+        )
+        for images in _run(todo, options.workers):
+            bar.update(images)
+    parts = [shards.read_part(path) for path in part_paths]
+    rejected = list(faces.rejected.items())
+    rejected += [_named(faces, *item) for part in parts for item in part.rejected]
+    if not any(len(part.rows) for part in parts):
+        shutil.rmtree(folder)
+        raise ValueError(
+            f"{faces.name}: none of {len(faces)} images can be used, the first: "
+            f"{rejected[0]}"
+        )
+    return Written(folder, final, parts, rejected)
+
+
+def _claim(folder: Path, faces: FaceSet, name: str, options: Options) -> None:
+    """Makes the folder, or sees that it holds the same preparation; removes .tmp."""
+    plan = {
+        "name": name,
+        "source": faces.fingerprint,
+        "verify": options.verify,
+        "images_per_shard": options.images_per_shard,
+        "aligner": repr(options.aligner),
+    }
+    path = folder / _PLAN
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != json.loads(json.dumps(plan)):
+            different = [key for key in plan if found.get(key) != plan[key]]
+            raise ValueError(
+                f"{folder} holds the beginning of another preparation (other "
+                f"{', '.join(different)}): finish that one or delete the folder"
+            )
+    for stale in [*folder.glob("*.tmp"), *(folder / _PARTS).glob("*.tmp")]:
+        stale.unlink()
+    (folder / _PARTS).mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_PLAN}.tmp")
+    temporary.write_text(json.dumps(plan))
+    os.replace(temporary, path)
+
+
+def shard_task(
+    faces: FaceSet, index: int, options: Options, path: str = "", part: str = ""
+) -> shards.ShardTask:
+    """The work of shard `index`; without paths only to iterate over its examples."""
+    start = index * options.images_per_shard
+    rows = faces.rows[start : start + options.images_per_shard]
+    return shards.ShardTask(
+        path=path,
+        part=part,
+        source=faces.source.take(rows),
+        first_row=start,
+        source_labels=faces.source_labels[rows],
+        labels=faces.labels[start : start + options.images_per_shard],
+        verify=options.verify,
+        aligner=options.aligner,
+    )
+
+
+def shard_tasks(faces: FaceSet, options: Options) -> list[shards.ShardTask]:
+    """All shards, to iterate over their examples."""
+    count = max(-(-len(faces) // options.images_per_shard), 1)
+    return [shard_task(faces, k, options) for k in range(count)]
+
+
+def _named(faces: FaceSet, row: int, id_: str, reason: str) -> tuple[str, str]:
+    """A record that cannot be read has no id: its row stands for it."""
+    return (id_ or f"#{int(faces.rows[row])}", reason)
+
+
+def _run(tasks: Iterator[shards.ShardTask], workers: int) -> Iterator[int]:
+    """Images looked at, as shards are finished; few tasks are in memory at a time."""
+    if workers < 1:
+        yield from map(shards.write_shard, tasks)
+        return
+    # Spawn: a fork of a process in which JAX or BLAS has threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),)
+    ) as pool:
+        pending: set[Any] = set()
+        for task in tasks:
+            pending.add(pool.submit(shards.write_shard, task))
+            if len(pending) > workers:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+
+
+def _follow_parent(parent: int) -> None:
+    """A worker whose parent was killed would wait for ever, or go on writing."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def publish(written: Written) -> None:
+    """Removes what only preparation needs and gives the folder its final name."""
+    shutil.rmtree(written.folder / _PARTS)
+    (written.folder / _PLAN).unlink()
+    with contextlib.suppress(FileNotFoundError):
+        written.final.rmdir()  # an empty folder that somebody made is no obstacle
+    os.replace(written.folder, written.final)

@@ -1,0 +1,162 @@
+"""What a source of images is, and the errors of a single record."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class BadRecordError(ValueError):
+    """A record that cannot be used; the message says why."""
+
+
+Record = dict[str, Any] | BadRecordError
+"""`image` (encoded bytes), `label` (int) and `id` (str), or why there is none."""
+
+
+class RecordSource(Protocol):
+    """Random access to records.
+
+    One bad record does not spoil its neighbours: in its place stands the error.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
+        """Records of the given rows, in that order."""
+        ...
+
+    def take(self, rows: np.ndarray) -> "RecordSource":
+        """The given rows as a source of their own, which can be pickled."""
+        ...
+
+
+class ByteReader(Protocol):
+    """Random access to the bytes of image files."""
+
+    def __call__(self, row: int) -> bytes:
+        """Contents of file `row`.
+
+        Raises:
+          OSError: it cannot be read.
+        """
+        ...
+
+    def take(self, rows: np.ndarray) -> "ByteReader":
+        """A reader of the given files only."""
+        ...
+
+
+class ImageSource:
+    """Records whose images are read one by one, with labels and ids known before.
+
+    Args:
+      read: row -> encoded image.
+      labels: int32 [N].
+      ids: str [N].
+      threads: that wait for the file system at the same time.
+    """
+
+    def __init__(
+        self,
+        read: ByteReader,
+        labels: np.ndarray,
+        ids: Sequence[str],
+        *,
+        threads: int = 8,
+    ):
+        self._read = read
+        self._labels = labels
+        self._ids = ids
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_pool": None}
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Name of each record."""
+        return self._ids
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
+        """Records; a file that cannot be read is an error in its place."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="read")
+        return list(self._pool.map(self._record, rows))
+
+    def _record(self, row: int) -> Record:
+        try:
+            image = self._read(row)
+        except OSError as error:
+            return BadRecordError(f"{self._ids[row]}: {error.strerror or error}")
+        return {"image": image, "label": int(self._labels[row]), "id": self._ids[row]}
+
+    def take(self, rows: np.ndarray) -> "ImageSource":
+        """The given rows as a source of their own."""
+        ids = [self._ids[int(row)] for row in rows]
+        return ImageSource(
+            self._read.take(rows), self._labels[rows], ids, threads=self._threads
+        )
+
+
+class ConcatSource:
+    """Several sources one after the other, labels shifted.
+
+    Args:
+      sources: in order.
+      label_offsets: added to the labels of each.
+    """
+
+    def __init__(self, sources: Sequence[RecordSource], label_offsets: Sequence[int]):
+        self._sources = list(sources)
+        self._offsets = list(label_offsets)
+        self._starts = np.cumsum([0] + [len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
+        """Records of any of the sources, in the given order."""
+        wanted = np.asarray(rows, np.int64)
+        owner = np.searchsorted(self._starts, wanted, side="right") - 1
+        found: list[Record] = [BadRecordError("not read")] * len(wanted)
+        for k in np.unique(owner):
+            places = np.flatnonzero(owner == k)
+            own = (wanted[places] - self._starts[k]).tolist()
+            records = self._sources[k].__getitems__(own)
+            for place, record in zip(places, records, strict=True):
+                if isinstance(record, dict):
+                    record = record | {"label": record["label"] + self._offsets[k]}
+                found[place] = record
+        return found
+
+    def take(self, rows: np.ndarray) -> "ConcatSource":
+        """The given rows; they must not go back from one source to an earlier one."""
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        if (np.diff(owner) < 0).any():
+            raise ValueError("rows go back to an earlier source, expected its order")
+        return ConcatSource(
+            [
+                source.take(rows[owner == k] - self._starts[k])
+                for k, source in enumerate(self._sources)
+            ],
+            self._offsets,
+        )
+
+
+def ids_of(source: RecordSource) -> dict[str, int]:
+    """Id -> row of every readable record; reads them where they are not known."""
+    if isinstance(source, ImageSource):
+        return {name: row for row, name in enumerate(source.ids)}
+    found: dict[str, int] = {}
+    for start in range(0, len(source), 1024):
+        rows = range(start, min(start + 1024, len(source)))
+        for row, record in zip(rows, source.__getitems__(rows), strict=True):
+            if isinstance(record, dict):
+                found[record["id"]] = row
+    return found

@@ -1,0 +1,353 @@
+"""`python -m hyperface_jax.prepare`: what goes in comes out, killed or not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import record_files
+import tensorflow_datasets as tfds
+import toy
+
+from hyperface_jax import prepare
+from hyperface_jax.data import (
+    builders,
+    datasets,
+    describing,
+    edits,
+    insightface,
+    pipeline,
+    prepared,
+    preparing,
+    shards,
+    sources,
+)
+from hyperface_jax.data.records import BadRecordError
+
+
+def run(*arguments):
+    prepare.prepare(prepare.parser().parse_args([*map(str, arguments)]))
+
+
+def opened(root, name="faces", config="default"):
+    return datasets.open_dataset(name, config=config, data_dir=str(root))["train"]
+
+
+def same_batches(a, b, size=32):
+    for seed in (0, 1):
+        found = []
+        for faces in (a, b):
+            reader = pipeline.BatchReader(faces, image_size=size, threads=2)
+            indices = pipeline.batch_indices(faces.labels, batch_size=7, seed=seed)
+            found.append([reader(indices[k].tolist()) for k in range(6)])
+        for x, y in zip(*found, strict=True):
+            for key in ("image", "label", "weight"):
+                np.testing.assert_array_equal(x[key], y[key])
+
+
+SOURCES = {
+    "recordio": lambda p: record_files.write_insightface(p),
+    "array labels": lambda p: record_files.write_insightface(p, array_label=True),
+    "folder": lambda p: toy.write_folder(p, people=5),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_examples_in_the_same_order_as_the_source(tmp_path, kind, workers):
+    source = SOURCES[kind](tmp_path / "source")
+    faces = sources.open_path(str(source))
+    folder = datasets.folder_of("faces", "default", str(tmp_path / "out"))
+    options = preparing.Options(images_per_shard=8, workers=workers)
+    datasets.convert(faces, folder, name="faces", source="x", options=options)
+    copy = opened(tmp_path / "out")
+    assert copy.fingerprint == faces.fingerprint  # a run may go on with the copy
+    assert copy.identities == faces.identities
+    same_batches(faces, copy)
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == sorted(
+        [f"faces-train.array_record-{k:05d}-of-00003" for k in range(3)]
+        + ["card.md", "dataset_info.json", "duplicates.tsv", "features.json"]
+        + ["identities.txt", "labels.npy", "metadata.json", "rejected.tsv"]
+    )
+    part = copy.source.take(np.array([3, 9])).take(np.array([1]))
+    assert part.__getitems__([0])[0]["id"] == faces.read([9])[0]["id"]
+
+
+def test_real_files_of_another_writer_survive_conversion(shared, tmp_path):
+    source = shared("data/recordio/insightface")
+    run("--source", source, "--name", "ms1m", "--data_dir", tmp_path, "--verify")
+    same_batches(insightface.open_insightface(source), opened(tmp_path, "ms1m"), 112)
+
+
+def test_tfds_users_can_read_it(tmp_path):
+    source = record_files.write_insightface(tmp_path / "source")
+    run("--source", source, "--name", "ms1m", "--data_dir", tmp_path)
+    data = tfds.builder("ms1m", config="default", data_dir=tmp_path).as_data_source()
+    assert len(data["train"]) == 20
+    record = data["train"][6]
+    assert record["label"] == 1
+    assert record["id"] == b"7"
+    assert record["image"].shape == (32, 32, 3)
+    with pytest.raises(ValueError, match=r"no path to prepare it from"):
+        builders.Glint360k(
+            config=builders.FacesConfig(name="x"), data_dir=tmp_path
+        ).download_and_prepare()
+
+
+def test_a_builder_of_tfds_prepares_it_too(tmp_path):
+    source = record_files.write_insightface(tmp_path / "source")
+    config = builders.FacesConfig(name="c", path=str(source), images_per_shard=8)
+    builder = builders.Vggface2(
+        config=config, data_dir=tmp_path, file_format="array_record"
+    )
+    builder.download_and_prepare()
+    same_batches(sources.open_path(str(source)), prepared.open_split(builder, "train"))
+
+
+def test_apache_beam_writes_the_same(tmp_path):
+    pytest.importorskip("apache_beam")
+    source = record_files.write_insightface(tmp_path / "source")
+    run(
+        *("--source", source, "--name", "glint360k", "--data_dir", tmp_path),
+        *("--beam_runner", "DirectRunner", "--images_per_shard", 8),
+    )
+    copy = opened(tmp_path, "glint360k")
+    same_batches(sources.open_path(str(source)), copy)
+
+
+def break_images(folder):
+    """Two bad images of person 1, all images of person 2, one duplicate each way."""
+    (folder / "Person_01" / "Person_01_0002.jpg").write_bytes(b"")
+    (folder / "Person_01" / "Person_01_0003.jpg").write_bytes(b"GIF?")
+    for k in range(1, 5):
+        (folder / "Person_02" / f"Person_02_{k:04d}.jpg").write_bytes(b"\xff\xd8 no")
+    within = (folder / "Person_03" / "Person_03_0001.jpg").read_bytes()
+    (folder / "Person_03" / "Person_03_0004.jpg").write_bytes(within)
+    (folder / "Person_04" / "Person_04_0002.jpg").write_bytes(
+        (folder / "Person_00" / "Person_00_0003.jpg").read_bytes()
+    )
+    return folder
+
+
+def test_rejections_duplicates_and_card(tmp_path):
+    source = break_images(toy.write_folder(tmp_path / "source", people=5))
+    run(
+        *("--source", source, "--data_dir", tmp_path, "--verify"),
+        *("--images_per_shard", 3, "--license", "research only"),
+    )
+    faces = opened(tmp_path)
+    assert (len(faces), faces.num_classes) == (14, 4)
+    assert faces.identities == ("Person_00", "Person_01", "Person_03", "Person_04")
+    reader = pipeline.BatchReader(faces, image_size=32, threads=1)
+    assert reader(range(14))["weight"].all()
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    rejected = dict(
+        line.split("\t") for line in (folder / "rejected.tsv").read_text().splitlines()
+    )
+    assert len(rejected) == 6
+    assert rejected["Person_01/Person_01_0002"] == "0 bytes"
+    listed = (folder / describing.DUPLICATES).read_text().splitlines()
+    assert listed == [
+        "image\tPerson_00/Person_00_0003\tsame bytes under Person_00, Person_04",
+        "image\tPerson_04/Person_04_0002\tsame bytes under Person_00, Person_04",
+        "image\tPerson_03/Person_03_0004\tsame bytes as Person_03/Person_03_0001",
+    ]
+    card = (folder / "card.md").read_text()
+    for line in (
+        "- Licence: research only",
+        "- Identities: 4",
+        "- Rejected records: 6 ",
+        "- Exact duplicates: 2 images in 2 groups, 1 of them across identities",
+        "| 2–4 | 4 | 14 |",
+        "| 32 x 32 | 14 |",
+    ):
+        assert line in card
+    # What was found is a list that prepare takes.
+    run(
+        *("--source", source, "--data_dir", tmp_path, "--config", "clean"),
+        *("--exclude", folder / describing.DUPLICATES),
+    )
+    assert len(opened(tmp_path, config="clean")) == 11
+    # From a prepared set another one can be prepared.
+    run("--source", folder, "--data_dir", tmp_path, "--config", "again")
+    same_batches(faces, opened(tmp_path, config="again"))
+
+
+def test_pairs_follow_their_images_through_rejections(tmp_path):
+    source = toy.write_folder(tmp_path / "source")
+    pairs = toy.write_pairs(tmp_path / "pairs.txt")
+    (source / "Person_00" / "Person_00_0003.jpg").write_bytes(b"")  # in no pair
+    run("--source", source, "--data_dir", tmp_path, "--pairs", pairs)
+    faces = opened(tmp_path)
+    ids = [r["id"] for r in faces.source.__getitems__(faces.pairs.first.tolist())]
+    assert ids[1] == "Person_01/Person_01_0001"
+    (source / "Person_01" / "Person_01_0001.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no image .* it was rejected, 0 bytes"):
+        run("--source", source, "--data_dir", tmp_path / "b", "--pairs", pairs)
+
+
+def test_alignment_while_preparing(tmp_path):
+    pytest.importorskip("cv2")
+    from hyperface_jax.data import alignment
+
+    source = toy.write_folder(tmp_path / "source", people=2, images=2, size=128)
+    points = alignment.template(112, 112) + 8
+    lines = [
+        f"Person_0{p}/Person_0{p}_000{i}.jpg "
+        + " ".join(f"{v}" for v in points.ravel())
+        for p, i in ((0, 1), (0, 2), (1, 1))
+    ]
+    (tmp_path / "points.txt").write_text("\n".join(lines))
+    run(
+        *("--source", source, "--data_dir", tmp_path),
+        *("--landmarks", tmp_path / "points.txt", "--size", "112x112"),
+    )
+    faces = opened(tmp_path)
+    assert len(faces) == 3
+    reader = pipeline.BatchReader(faces, image_size=112, threads=1)
+    original = pipeline.BatchReader(
+        sources.open_path(str(source)), image_size=128, threads=1
+    )
+    # The points are the template's, moved by 8 pixels: so is the picture.
+    moved = original([0])["image"][0, 8:120, 8:120].astype(int)
+    assert np.abs(reader([0])["image"][0].astype(int) - moved).mean() < 4
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    assert "no landmarks in" in (folder / "rejected.tsv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "{tmp}/nothing"], "nothing: not found"),
+        (["--source", "{tmp}/a", "--landmarks", "x", "--detector", "yunet"], "both"),
+        (["--source", "{tmp}/a", "--detector", "yunet"], "needs --detector_model"),
+        (["--source", "{tmp}/a", "--images_per_shard", "0"], "must be positive"),
+        (["--source", "{tmp}/a", "--exclude", "{tmp}/no"], "not a readable text file"),
+        (["--source", "{tmp}/a", "--landmarks", "x", "--size", "7"], "--size is '7'"),
+    ],
+)
+def test_wrong_arguments_end_with_one_line(tmp_path, capsys, arguments, message):
+    toy.write_folder(tmp_path / "a", people=2, images=1)
+    filled = [a.format(tmp=tmp_path) for a in arguments]
+    with pytest.raises(SystemExit) as stop:
+        prepare.main([*filled, "--data_dir", str(tmp_path)])
+    assert message in str(stop.value)
+    assert "\n" not in str(stop.value)
+    assert not (tmp_path / "faces").exists()
+
+
+def test_an_existing_dataset_is_not_overwritten(tmp_path):
+    source = toy.write_folder(tmp_path / "a", people=2, images=2)
+    run("--source", source, "--data_dir", tmp_path)
+    with pytest.raises(ValueError, match=r"1\.0\.0 exists already; delete it"):
+        run("--source", source, "--data_dir", tmp_path)
+
+
+# --- interruptions --------------------------------------------------------------------
+
+
+def test_finished_shards_are_kept_and_rubbish_is_removed(tmp_path, monkeypatch):
+    source = record_files.write_insightface(tmp_path / "source", people=10)
+    faces = sources.open_path(str(source))
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    options = preparing.Options(images_per_shard=8)
+    write, written = shards.write_shard, []
+
+    def stops_after_two(task):
+        if len(written) == 2:
+            (folder.with_name("1.0.0.incomplete") / "x.tmp").write_bytes(b"half")
+            raise KeyboardInterrupt
+        written.append(task.path)
+        return write(task)
+
+    monkeypatch.setattr(shards, "write_shard", stops_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        datasets.convert(faces, folder, name="faces", source="x", options=options)
+    assert not folder.exists()
+    other = preparing.Options(images_per_shard=9)
+    with pytest.raises(ValueError, match=r"another preparation \(other images_per_sh"):
+        datasets.convert(faces, folder, name="faces", source="x", options=other)
+    again = []
+    monkeypatch.setattr(
+        shards, "write_shard", lambda task: again.append(task.path) or write(task)
+    )
+    datasets.convert(faces, folder, name="faces", source="x", options=options)
+    assert len(again) == 3
+    assert not set(again) & set(written)
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.incomplete"))
+    same_batches(faces, opened(tmp_path))
+
+
+def test_a_shard_that_changed_since_is_written_again(tmp_path, monkeypatch):
+    source = toy.write_folder(tmp_path / "source", people=4)
+    faces = sources.open_path(str(source))
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    options = preparing.Options(images_per_shard=8)
+    with monkeypatch.context() as m:
+        m.setattr(describing, "describe", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            datasets.convert(faces, folder, name="faces", source="x", options=options)
+    shard = next(folder.with_name("1.0.0.incomplete").glob("*-00000-of-*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    datasets.convert(faces, folder, name="faces", source="x", options=options)
+    same_batches(faces, opened(tmp_path))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_kill_minus_nine_and_resume(tmp_path):
+    source = record_files.write_insightface(
+        tmp_path / "source", people=60, images=20, size=64
+    )
+    command = [sys.executable, "-m", "hyperface_jax.prepare", "--source", str(source)]
+    command += ["--data_dir", str(tmp_path), "--images_per_shard", "16", "--verify"]
+    command += ["--workers", "2"]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    incomplete = folder.with_name("1.0.0.incomplete")
+    deadline = time.monotonic() + 120
+    while len(list(incomplete.glob("parts/*.npz"))) < 5:
+        assert first.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    time.sleep(1.5)  # workers notice that their parent is gone
+    done = {p: p.stat().st_mtime_ns for p in incomplete.glob("parts/*.npz")}
+    assert not folder.exists()
+    second = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{len(done)} of 75 shards are there already" in second.stderr
+    assert not incomplete.exists()
+    assert not list(folder.rglob("*.tmp"))
+    same_batches(sources.open_path(str(source)), opened(tmp_path))
+
+
+def test_a_damaged_shard_is_one_bad_record_and_not_the_end(tmp_path):
+    source = record_files.write_insightface(tmp_path / "source")
+    run("--source", source, "--data_dir", tmp_path)
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    (shard,) = folder.glob("*.array_record*")
+    data = bytearray(shard.read_bytes())
+    middle = data.index(toy.jpeg(toy.person_image(2, 1))) + 100
+    data[middle : middle + 40] = b"\0" * 40
+    shard.write_bytes(data)
+    faces = opened(tmp_path)
+    assert isinstance(faces.read([9])[0], BadRecordError)  # shards have checksums
+    reader = pipeline.BatchReader(faces, image_size=32, threads=1)
+    assert np.flatnonzero(reader(range(20))["weight"] == 0).tolist() == [9]
+
+
+def test_a_dataset_that_is_not_there_says_how_to_make_it(tmp_path):
+    with pytest.raises(ValueError, match=r"hyperface_jax.prepare .* --name ms1m"):
+        opened(tmp_path, "ms1m", "v3")
+
+
+def test_exclusions_of_a_prepared_set_go_by_name(tmp_path):
+    source = toy.write_folder(tmp_path / "source", people=4, images=2)
+    run("--source", source, "--data_dir", tmp_path)
+    kept = edits.exclude(opened(tmp_path), {"image": {"Person_02/Person_02_0001"}})
+    assert len(kept) == 7

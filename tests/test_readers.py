@@ -1,0 +1,467 @@
+"""Other software's files: RecordIO, lists, .bin. Well-formed, damaged, and hostile."""
+
+import functools
+import itertools
+import json
+import os
+import pickle
+import struct
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import record_files
+import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyperface_jax.data import (
+    bin_set,
+    edits,
+    face_set,
+    image_list,
+    insightface,
+    pipeline,
+    recordio,
+    safe_pickle,
+    sources,
+)
+from hyperface_jax.data.records import BadRecordError
+
+LAYOUTS = ("insightface", "array_label", "no_header", "split_record")
+
+
+# --- RecordIO -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_of_mxnets_own_writer(shared, layout):
+    folder = shared(f"data/recordio/{layout}")
+    truth = json.loads((folder / "truth.json").read_text())
+    faces = insightface.open_insightface(folder)
+    records = faces.read(range(len(faces)))
+    found = [[int(r["id"]), r["label"], len(r["image"])] for r in records]
+    assert found == truth["records"]
+    assert faces.num_classes == len(truth["identities"])
+    np.testing.assert_array_equal(faces.labels, [label for _, label, _ in found])
+
+
+@pytest.mark.parametrize("array_label", [False, True])
+def test_our_fixtures_are_read_back(tmp_path, array_label):
+    folder = record_files.write_insightface(tmp_path / "a", array_label=array_label)
+    faces = insightface.open_insightface(folder)
+    assert (len(faces), faces.num_classes) == (20, 5)
+    np.testing.assert_array_equal(faces.labels, np.repeat(np.arange(5), 4))
+    assert faces.read([6])[0]["image"] == toy.jpeg(toy.person_image(1, 2))
+    assert faces.read([6])[0]["id"] == "7"
+    assert faces.identities == ("0", "1", "2", "3", "4")
+
+
+def test_magic_numbers_inside_a_payload_are_put_back(tmp_path, rng):
+    for parts in itertools.product((b"", b"abcd", b"ab"), repeat=3):
+        image = record_files.MAGIC.join(parts)
+        record = record_files.image_payload(0, image)
+        folder = record_files.write_records(tmp_path, [(0, record), (1, record)])
+        file = recordio.RecordFile.open(folder / "train.rec", folder / "train.idx")
+        assert file.read(0).image == image
+        assert file.read(1).image == image
+
+
+def test_key_ranges_beyond_float32_are_not_believed(tmp_path):
+    """Two people whose border is an odd key above 2^24: float32 rounds it."""
+    first = (1 << 24) - 5
+    folder = record_files.write_insightface(
+        tmp_path, people=3, images=5, first_key=first
+    )
+    rounded = np.float32(first + 10)
+    assert rounded != first + 10 or np.float32(first + 5) == first + 5
+    faces = insightface.open_insightface(folder)
+    np.testing.assert_array_equal(faces.labels, np.repeat(np.arange(3), 5))
+    assert faces.read([0])[0]["id"] == str(first)
+
+
+def test_ranges_that_contradict_the_labels_are_not_believed(tmp_path):
+    records = [
+        (
+            k,
+            record_files.image_payload(
+                [0, 1, 1, 0][k - 1], toy.jpeg(np.zeros((8, 8, 3), np.uint8))
+            ),
+        )
+        for k in range(1, 5)
+    ]
+    records += [
+        (5, record_files.image_payload([1, 3], b"")),
+        (6, record_files.image_payload([3, 5], b"")),
+    ]
+    records.append((0, record_files.image_payload([5, 7], b"")))
+    faces = insightface.open_insightface(record_files.write_records(tmp_path, records))
+    np.testing.assert_array_equal(faces.labels, [0, 1, 1, 0])
+
+
+def test_unusable_labels_are_rejected_and_the_rest_is_kept(tmp_path):
+    labels = [0, 0.5, 1, float("nan"), -1, 3, 4e9, 1]
+    image = toy.jpeg(toy.person_image(0, 0))
+    records = [(k, record_files.image_payload(v, image)) for k, v in enumerate(labels)]
+    faces = insightface.open_insightface(record_files.write_records(tmp_path, records))
+    np.testing.assert_array_equal(faces.labels, [0, 1, 2, 1])  # nobody is 2
+    assert faces.identities == ("0", "1", "3")
+    assert sorted(faces.rejected) == ["1", "3", "4", "6"]
+    assert faces.rejected["1"] == "label is 0.5, expected a whole number from 0"
+    # The pipeline compares with what the record says.
+    reader = pipeline.BatchReader(faces, image_size=32, threads=1)
+    assert reader([0, 1, 2, 3])["weight"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_damaged_record_keeps_its_place_and_names_file_key_and_offset(tmp_path):
+    folder = record_files.write_insightface(tmp_path)
+    data = bytearray((folder / "train.rec").read_bytes())
+    offset = int((folder / "train.idx").read_text().split("\n")[6].split("\t")[1])
+    data[offset] ^= 1
+    (folder / "train.rec").write_bytes(data)
+    faces = insightface.open_insightface(folder)
+    reader = pipeline.BatchReader(faces, image_size=32, threads=2)
+    assert reader(range(5, 9))["weight"].tolist() == [1, 0, 1, 1]
+    (reason,) = reader.bad_records.values()
+    assert f"train.rec, record 7 at byte {offset}: magic is 0xced7230b" in reason
+
+
+def test_a_cut_off_file_and_an_index_of_another_file(tmp_path):
+    folder = record_files.write_insightface(tmp_path / "a")
+    data = (folder / "train.rec").read_bytes()
+    (folder / "train.rec").write_bytes(data[: len(data) // 2])
+    with pytest.raises(
+        ValueError, match=r"records of the index lie past its end .* cut"
+    ):
+        insightface.open_insightface(folder)
+    (folder / "train.rec").write_bytes(b"\0" * 8 + data)
+    with pytest.raises(ValueError, match="do not belong together"):
+        insightface.open_insightface(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("train.idx", "", "no line 'key offset' found"),
+        ("train.idx", "1\t0\n2\tx\n", "line 2: found '2"),
+        ("train.idx", "1\t0\n2\t-4\n", "line 2: found '2"),
+        ("train.idx", "1\t0\n1\t40\n", "key 1 occurs more than once"),
+        ("property", "many\n", "expected 'classes,height,width'"),
+        ("property", "3,32,32\n", "3 classes, but there is a label 4"),
+    ],
+)
+def test_bad_companions_of_a_rec_file(tmp_path, name, text, message):
+    folder = record_files.write_insightface(tmp_path)
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=r".") as error:
+        insightface.open_insightface(folder)
+    assert message in str(error.value)
+    assert name in str(error.value)
+
+
+def test_a_missing_index(tmp_path):
+    folder = record_files.write_insightface(tmp_path)
+    (folder / "train.idx").unlink()
+    with pytest.raises(ValueError, match=r"no train.idx, expected InsightFace's files"):
+        sources.open_path(str(folder))
+
+
+@functools.cache
+def sound():
+    """A good folder's files, to be mutated."""
+    with tempfile.TemporaryDirectory() as folder:
+        record_files.write_insightface(Path(folder), people=3, images=3, size=16)
+        return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+
+
+MUTATIONS = st.lists(
+    st.tuples(
+        st.floats(0, 1),
+        st.sampled_from(["flip", "cut", "insert", "word"]),
+        st.integers(0, 2**32 - 1),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def mutate(data: bytes, mutations) -> bytes:
+    out = bytearray(data)
+    for place, kind, value in mutations:
+        at = int(place * len(out))
+        if kind == "flip" and at < len(out):
+            out[at] = value & 255
+        elif kind == "cut":
+            del out[at : at + value % 64]
+        elif kind == "insert":
+            out[at:at] = struct.pack("<I", value)
+        elif kind == "word":
+            out[at & ~3 : (at & ~3) + 4] = struct.pack("<I", value)
+    return bytes(out)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    which=st.sampled_from(["train.rec", "train.idx", "property"]),
+    mutations=MUTATIONS,
+)
+def test_mutated_recordio_is_read_or_refused(which, mutations):
+    """No exception but ours, no hang, no memory beyond the file's own size."""
+    with tempfile.TemporaryDirectory() as name:
+        for file, data in sound().items():
+            data = mutate(data, mutations) if file == which else data
+            (Path(name) / file).write_bytes(data)
+        tracemalloc.start()
+        try:
+            read_all(Path(name))
+        except ValueError as error:
+            if name not in str(error):
+                raise
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    assert peak < 32 << 20
+
+
+def read_all(folder):
+    faces = insightface.open_insightface(folder)
+    everything = range(len(faces))
+    assert all(isinstance(r, dict | BadRecordError) for r in faces.read(everything))
+    batch = pipeline.BatchReader(faces, image_size=16, threads=1)(everything)
+    assert set(batch["weight"].tolist()) <= {0.0, 1.0}
+
+
+# --- several sets as one --------------------------------------------------------------
+
+
+def test_several_paths_train_on_all_with_label_offsets(tmp_path):
+    rec = record_files.write_insightface(tmp_path / "rec", people=3, images=2)
+    folder = toy.write_folder(tmp_path / "folder", people=2, images=3)
+    faces = sources.open_paths(f"{rec},{folder}")
+    assert (len(faces), faces.num_classes) == (12, 5)
+    np.testing.assert_array_equal(faces.labels, [0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 4])
+    assert faces.identities == ("0/0", "0/1", "0/2", "1/Person_00", "1/Person_01")
+    batch = pipeline.BatchReader(faces, image_size=32, threads=2)([11, 0, 6])
+    assert batch["weight"].tolist() == [1, 1, 1]
+    assert batch["label"].tolist() == [4, 0, 3]
+    part = faces.source.take(np.array([1, 7, 11]))
+    assert [r["label"] for r in part.__getitems__([0, 1, 2])] == [0, 3, 4]
+    with pytest.raises(ValueError, match="pairs_path is given with 2 paths"):
+        sources.open_paths((str(rec), str(folder)), pairs_path="x")
+    with pytest.raises(ValueError, match=r"data.path .*nothing: not found"):
+        sources.open_paths(str(tmp_path / "nothing"))
+
+
+# --- lists ----------------------------------------------------------------------------
+
+LINES = {
+    "im2rec": "0\t{label}.000000\t{path}",
+    "face2rec": "1\t{path}\t{label}\t10\t20\t90\t100",
+    "cvlface": "7\t{path}\t{label}",
+    "magface": "{path} 0 {label} 0",
+    "named": "{path} {label}",
+    "bare": "{path}",
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_lists_of_all_peers(tmp_path, kind):
+    toy.write_folder(tmp_path, people=3, images=2)
+    paths = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.jpg"))
+    lines = [LINES[kind].format(path=p, label=k // 2) for k, p in enumerate(paths)]
+    path = tmp_path / "train.lst"
+    path.write_text("\n".join(reversed(lines)) + "\n\n")
+    faces = sources.open_path(str(path))
+    assert faces.num_classes == 3
+    np.testing.assert_array_equal(faces.labels, [2, 2, 1, 1, 0, 0])
+    assert faces.identities[0] == ("Person_00" if kind == "bare" else "0")
+    assert faces.read([5])[0]["image"] == (tmp_path / paths[0]).read_bytes()
+    elsewhere = tmp_path / "lists" / "train.txt"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(path.read_text())
+    moved = sources.open_path(str(elsewhere), list_root=str(tmp_path))
+    assert moved.read([0])[0]["label"] == 2
+    missing = sources.open_path(str(elsewhere)).read([0])[0]
+    assert isinstance(missing, BadRecordError)
+
+
+def test_numbers_sort_as_numbers_and_blanks_in_names_survive(tmp_path):
+    path = tmp_path / "a.lst"
+    path.write_text("0\t10\ta b.jpg\n1\t9\tc.jpg\n")
+    assert image_list.open_list(path).identities == ("9", "10")
+    assert image_list.parse_list(path)[0].path == "a b.jpg"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no line found"),
+        ("a.jpg 1\nb.jpg 1 2\n", "line 2: found 'b.jpg 1 2', which fits none"),
+        ("a.gif 1\n", "line 1: found 'a.gif 1'"),
+    ],
+)
+def test_bad_lists_name_the_line(tmp_path, text, message):
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"a\.txt") as error:
+        image_list.open_list(path)
+    assert message in str(error.value)
+
+
+# --- .bin -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lfw_py2", "lfw_py3", "lfw_ndarray"])
+def test_bin_files_of_the_peers(shared, name):
+    images, answers = bin_set.read_bin(shared(f"data/recordio/bin/{name}.bin"))
+    assert (len(images), len(answers), answers.sum()) == (240, 120, 60)
+    found = bin_set.open_bin(shared(f"data/recordio/bin/{name}.bin"))
+    reader = pipeline.BatchReader(found.faces, image_size=112, threads=2)
+    assert reader(range(240))["weight"].all()
+    assert np.bincount(found.pairs.fold).tolist() == [12] * 10
+
+
+@pytest.mark.parametrize("kind", ["py2", "py3", "ndarray"])
+def test_bin_files(tmp_path, kind):
+    path = record_files.write_bin(tmp_path / "agedb_30.bin", pairs=23, kind=kind)
+    test = bin_set.open_bin(path)
+    assert test.name == "agedb_30"
+    assert test.pairs.is_genuine.tolist() == [k % 2 == 0 for k in range(23)]
+    assert np.bincount(test.pairs.fold).tolist() == [3] * 3 + [2] * 7
+    assert test.faces.read([4])[0]["image"] == toy.jpeg(toy.person_image(2, 4))
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/hyperface_was_here",)
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_a_pickle_that_calls_anything_is_refused_unexecuted(tmp_path, protocol):
+    path = tmp_path / "evil.bin"
+    path.write_bytes(pickle.dumps(([b"x", b"y"], [Evil()]), protocol))
+    with pytest.raises(
+        ValueError, match=r"evil.bin: it names \w+.system, which is not"
+    ):
+        bin_set.read_bin(path)
+    assert not os.path.exists("/tmp/hyperface_was_here")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1, 2, 3], "found a list, expected"),
+        (([b"a", b"b", b"c"], [True]), "3 images for 1 pairs"),
+        (([], []), "0 images for 0 pairs"),
+        (([b"a", 3], [True]), "image 1 is a int"),
+        (([b"a", b"b"], [7]), "answer 0 is 7"),
+        (([b"a", np.zeros(3)], [True]), "array of dtype 'f8'"),
+        ((3, 4), "found a int, expected a list"),
+    ],
+)
+def test_bins_of_another_shape(tmp_path, value, message):
+    path = tmp_path / "a.bin"
+    path.write_bytes(pickle.dumps(value, 2))
+    with pytest.raises(ValueError, match=r"a\.bin") as error:
+        bin_set.read_bin(path)
+    assert message in str(error.value)
+
+
+SOUND_PICKLES = [pickle.dumps(([b"abc" * 9, b"de"], [True]), p) for p in range(5)] + [
+    pickle.dumps(([np.arange(9, dtype=np.uint8)] * 2, np.array([True])), 2)
+]
+
+
+@settings(max_examples=1500, deadline=None)
+@given(data=st.sampled_from(SOUND_PICKLES), mutations=MUTATIONS)
+def test_mutated_pickles_are_read_or_refused(data, mutations):
+    tracemalloc.start()
+    try:
+        safe_pickle.load_pickle(mutate(data, mutations))
+    except ValueError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+# --- choices about a training set -----------------------------------------------------
+
+
+@pytest.fixture
+def faces(tmp_path):
+    return insightface.open_insightface(
+        record_files.write_insightface(tmp_path / "f", people=6, images=10, size=16)
+    )
+
+
+def test_exclusions(faces, tmp_path):
+    path = tmp_path / "leave_out.tsv"
+    path.write_text("# seen in the test set\nidentity\t2\toverlap\nimage\t1\tblurred\n")
+    kept = edits.exclude(faces, edits.read_exclusions(path))
+    assert (len(kept), kept.num_classes) == (49, 5)
+    assert kept.identities == ("0", "1", "3", "4", "5")
+    assert kept.read([0])[0]["id"] == "2"
+    assert kept.fingerprint != faces.fingerprint
+    for text, message in (
+        ("identity\tnobody\n", "no identity 'nobody' to exclude"),
+        ("image\t999\n", "no image '999' to exclude"),
+        ("person\t1\n", "line 1: found 'person"),
+        ("".join(f"identity\t{k}\n" for k in range(6)), "nothing is left"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            edits.exclude(faces, edits.read_exclusions(path))
+
+
+def test_at_most_keeps_k_of_each(faces):
+    kept = edits.at_most(faces, 4, seed=0)
+    assert np.bincount(kept.labels).tolist() == [4] * 6
+    assert edits.at_most(faces, 0, seed=0) is faces
+    again, other = (edits.at_most(faces, 4, seed=s).rows.tolist() for s in (0, 1))
+    assert kept.rows.tolist() == again != other
+
+
+def test_label_noise_and_split_identities_change_labels_only(faces):
+    noisy = edits.add_label_noise(faces, 0.5, seed=0)
+    changed = (noisy.labels != faces.labels).mean()
+    assert 0.2 < changed < 0.6
+    reader = pipeline.BatchReader(noisy, image_size=16, threads=1)
+    assert reader(range(60))["weight"].all()  # noise on purpose is no bad record
+    cut = edits.split_identities(faces, 1.0, seed=0)
+    assert cut.num_classes == 12
+    assert (np.bincount(cut.labels) > 0).all()
+    for person in range(6):
+        halves = set(cut.labels[faces.labels == person])
+        assert halves == {person, 6 + person}
+    assert edits.split_identities(faces, 0.0, seed=0) is faces
+
+
+@pytest.mark.parametrize("sampler", ["sqrt", "identity"])
+def test_samplers_draw_people_by_a_power_of_their_images(sampler):
+    labels = np.repeat([0, 1, 2], [4, 16, 64])
+    power = pipeline.SAMPLERS[sampler]
+    indices = pipeline.batch_indices(labels, batch_size=21, seed=0, sampler=sampler)
+    drawn = np.concatenate([indices[k] for k in range(400)])  # 100 epochs
+    share = np.bincount(labels[drawn]) / len(drawn)
+    expected = np.array([4.0, 16, 64]) ** power
+    np.testing.assert_allclose(share, expected / expected.sum(), atol=0.01)
+    counts = np.bincount(drawn, minlength=84)
+    ideal = 100 * edits.sampling_weights(labels, power)
+    assert (np.abs(counts - ideal) < 40).all()
+    again = pipeline.batch_indices(labels, batch_size=21, seed=0, sampler=sampler)
+    np.testing.assert_array_equal(again[399], indices[399])
+    np.testing.assert_array_equal(again[0], indices[0])
+
+
+def test_fingerprints_follow_content_and_not_the_path(tmp_path):
+    a = insightface.open_insightface(record_files.write_insightface(tmp_path / "a"))
+    b = insightface.open_insightface(record_files.write_insightface(tmp_path / "b"))
+    c = insightface.open_insightface(
+        record_files.write_insightface(tmp_path / "c", images=5)
+    )
+    assert a.fingerprint == b.fingerprint != c.fingerprint
+    assert face_set.concatenate([a]) is a
