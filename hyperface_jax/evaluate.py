@@ -1,147 +1,157 @@
-"""Runs the protocols that a config names; writes results, scores and report."""
+"""Runs the protocols that a config or a command line names.
 
+    python -m hyperface_jax.evaluate --workdir runs/sfr --set /data/lfw.bin
+    python -m hyperface_jax.evaluate --set /data/IJBC --embeddings ijbc.npy --out ijbc
+
+The first embeds with the network of a run; --embeddings keeps what it computed and goes
+on where it was. The second needs no network, and no accelerator: embeddings may come
+from anywhere.
+"""
+
+import argparse
 import logging
-from typing import Any
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-import jax
-import numpy as np
-from etils import epath
-
-from hyperface_jax import (
-    classifier,
-    metric_writer,
-    report,
-    workdir,
-)
-from hyperface_jax import (
-    config as config_lib,
-)
-from hyperface_jax.checkpoint import Checkpoints
-from hyperface_jax.evaluation import protocols
+from hyperface_jax import outputs, run_evaluation, workdir
+from hyperface_jax.data.evaluation_set import EvaluationSet
+from hyperface_jax.evaluation import protocols, stored, test_sets
+from hyperface_jax.evaluation.embedded import Embedded, Options, from_stored
 from hyperface_jax.evaluation.results import ProtocolResult
-from hyperface_jax.experiment import Experiment, create_experiment
-from hyperface_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
 
 
-def evaluate_state(
-    run: Experiment, state: TrainState, *, hardest: int
-) -> list[ProtocolResult]:
-    """Runs the config's protocols with the weights of a state."""
-    c = run.config
-    weights, batch_stats = state.evaluation_weights(c.eval.use_ema)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m hyperface_jax.evaluate",
+        description="Runs verification and identification protocols.",
+    )
+    add = p.add_argument
+    add("--workdir", default="", help="of a run whose network embeds the images")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="ITEM",
+        dest="sets",
+        help="lfw.bin, 'PATH;PAIRS', IJB folder, faces; NAME=... names it",
+    )
+    add(
+        "--embeddings",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="of the sets in order: folder of ours, .npy, .npz",
+    )
+    add("--out", default="", help="folder for the report; default: WORKDIR/evaluation")
+    add("--protocols", default=",".join(protocols.PROTOCOLS), metavar="NAMES")
+    add("--pooling", default="N1D1F1", help="of templates, e.g. N1D0F1")
+    add("--bootstrap", type=int, default=1000, help="draws for intervals; 0: none")
+    add("--groups", default="", metavar="FILE", help="lines id,group")
+    add("--group_fmr", type=float, default=1e-3, help="sets the one threshold of all")
+    add("--distractors", default="", metavar="FILE", help="embeddings of strangers")
+    add("--hardest", type=int, default=0, help="pairs to show as pictures")
+    add("--part", default="", metavar="I/N", help="only embed part I of N, from 1")
+    return p
 
-    def embed(images: jax.Array) -> jax.Array:
-        return run.embed(weights, batch_stats, images)
 
-    embedded = [
-        protocols.embed_evaluation_set(
-            test,
-            embed,
-            image_size=c.data.image_size,
-            batch_size=c.eval.batch_size,
-            threads=c.data.threads,
-            mesh=run.mesh,
+def evaluate_files(arguments: argparse.Namespace) -> list[ProtocolResult]:
+    """Runs a parsed command line.
+
+    Raises:
+      ValueError: one line on what is wrong with an argument or a file.
+    """
+    a = arguments
+    names = [name for name in a.protocols.split(",") if name]
+    for name in names:
+        if name not in protocols.PROTOCOLS:
+            raise ValueError(
+                f"--protocols has {name!r}, expected some of "
+                f"{', '.join(protocols.PROTOCOLS)}"
+            )
+    tests = [test_sets.open_test(item) for item in a.sets]
+    if a.embeddings and len(a.embeddings) != len(tests):
+        raise ValueError(
+            f"--embeddings is given {len(a.embeddings)} times, expected once for each "
+            f"of {len(tests)} sets"
         )
-        for test in run.evaluation_sets
+    options = run_evaluation.make_options(
+        pooling=a.pooling,
+        bootstrap=a.bootstrap,
+        groups=a.groups,
+        group_fmr=a.group_fmr,
+        distractors=a.distractors,
+    )
+    if a.workdir:
+        return _with_network(a, tests, options, names)
+    if not tests or not a.embeddings or not a.out:
+        raise ValueError("without --workdir, --set, --embeddings and --out are needed")
+    embedded = [
+        from_stored(test, stored.open_embeddings(path), options)
+        for test, path in zip(tests, a.embeddings, strict=True)
     ]
-    return protocols.run_protocols(
-        embedded, c.eval.protocols, hardest=hardest, image_size=c.data.image_size
-    )
-
-
-def evaluate_and_report(
-    run: Experiment, state: TrainState, folder: epath.Path, *, best_step: int | None
-) -> list[ProtocolResult]:
-    """Evaluates and writes results.json, scores.npz and report.html to a workdir."""
-    c = run.config
-    hardest = c.report.hardest if c.report.pictures else 0
-    results = evaluate_state(run, state, hardest=hardest)
-    summary = _summary(run, state, best_step)
-    workdir.write_json(
-        folder / workdir.RESULTS,
-        {
-            "step": int(state.step),
-            "metrics": protocols.flat_metrics(results),
-            "protocols": [result.to_json() for result in results],
-            "summary": summary,
-            "versions": workdir.versions(),
+    results = protocols.run_protocols(embedded, names, hardest=a.hardest)
+    outputs.write_outputs(
+        workdir.create(a.out),
+        results,
+        title="Evaluation of " + ", ".join(test.name for test in tests),
+        summary={
+            test.name: path for test, path in zip(tests, a.embeddings, strict=True)
         },
+        pictures=a.hardest > 0,
     )
-    _write_scores(folder, results)
-    has_margin = c.head.loss != classifier.PLAIN_SOFTMAX
-    report.write_report(
-        folder / workdir.REPORT,
-        title=f"{c.head.loss} on {c.data.name}",
-        config=c.to_dict(),
-        versions=workdir.versions(),
-        training=metric_writer.read_metrics(folder),
-        results=results,
-        margin=c.head.loss if has_margin else None,
-        margin_value=float(run.margin(state.step)) if has_margin else None,
-        summary=summary,
-        pictures=c.report.pictures,
-    )
-    for key, value in protocols.flat_metrics(results).items():
-        log.info("%s = %.4f", key, value)
-    log.info("report: %s", folder / workdir.REPORT)
     return results
 
 
-def evaluate_workdir(config: Any | None, path: epath.PathLike) -> list[ProtocolResult]:
-    """Evaluates the newest checkpoint of a workdir and writes its report anew.
-
-    Args:
-      config: takes the keys that do not change the mathematics (evaluation, report,
-        paths) from here, or None to repeat those of the run.
-      path: the workdir.
-    """
-    folder = workdir.absolute(path)
-    saved = config_lib.load(folder / workdir.CONFIG)
-    run = create_experiment(saved if config is None else config)
-    if config is not None:
-        config_lib.check_resumable(saved, run.config)
-    with Checkpoints(
-        folder,
-        keep_last=run.config.log.keep_last,
-        best_metric=run.config.log.best_metric,
-    ) as checkpoints:
-        state = checkpoints.restore(run.create_state())
-        best_step = checkpoints.best_step
-    return evaluate_and_report(run, state, folder, best_step=best_step)
-
-
-def _summary(
-    run: Experiment, state: TrainState, best_step: int | None
-) -> dict[str, str]:
-    c = run.config
-    weights, _ = state.evaluation_weights(c.eval.use_ema)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
-    facts = {
-        "Training set": f"{run.train_set.name}: {run.train_set.num_classes} people, "
-        f"{len(run.train_set)} images",
-        "Backbone": f"{c.backbone.name}, width {c.backbone.width}, "
-        f"{parameters / 1e6:.2f} M parameters, {c.backbone.embedding_dim}-D",
-        "Loss": f"{c.head.loss}, {c.head.norm}, m = {float(run.margin(state.step)):g}"
-        + ("" if c.head.norm == "nfn" else f", s = {c.head.scale:g}"),
-        "Steps": f"{int(state.step)} of {c.train.batch_size} images",
-        "Weights evaluated": "moving average"
-        if c.eval.use_ema and state.ema
-        else "last step",
-    }
-    if best_step is not None:
-        facts["Best checkpoint"] = f"step {best_step} by {c.log.best_metric}"
-    return facts
+def _with_network(
+    a: argparse.Namespace,
+    tests: list[EvaluationSet],
+    options: Options,
+    names: list[str],
+) -> list[ProtocolResult]:
+    run, state, folder, best_step = run_evaluation.open_workdir(None, a.workdir)
+    out = workdir.create(a.out or folder / "evaluation")
+    tests = tests or list(run.evaluation_sets)
+    paths = a.embeddings or [str(out / "embeddings" / test.name) for test in tests]
+    part, parts = _part(a.part)
+    embedded: list[Embedded] = []
+    for test, path in zip(tests, paths, strict=True):
+        store = run_evaluation.store_embeddings(
+            run, state, test, Path(path), part=part, parts=parts
+        )
+        if not a.part:
+            embedded.append(from_stored(test, store.read(), options))
+    if a.part:
+        log.info("part %s is embedded", a.part)
+        return []
+    results = protocols.run_protocols(
+        embedded, names, hardest=a.hardest, image_size=run.config.data.image_size
+    )
+    run_evaluation.report_run(run, state, out, results, best_step=best_step)
+    return results
 
 
-def _write_scores(folder: epath.Path, results: list[ProtocolResult]) -> None:
-    arrays = {}
-    for result in results:
-        if len(result.scores):
-            arrays[f"{result.key}/scores"] = np.asarray(result.scores, np.float32)
-            arrays[f"{result.key}/is_genuine"] = result.is_genuine
-    temporary = folder / f"{workdir.SCORES}.tmp"
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    temporary.replace(folder / workdir.SCORES)
+def _part(text: str) -> tuple[int, int]:
+    if not text:
+        return 0, 1
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"--part is {text!r}, expected I/N such as 2/8")
+    return int(part) - 1, int(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; a wrong input ends with one line and status 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("hyperface_jax").setLevel(logging.INFO)
+    try:
+        evaluate_files(parser().parse_args(argv))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main()

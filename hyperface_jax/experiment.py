@@ -4,12 +4,14 @@ The only place that turns config keys into plain arguments. Training, evaluation
 notebooks all start with `create_experiment`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from hyperface_jax import (
@@ -26,9 +28,10 @@ from hyperface_jax import (
 )
 from hyperface_jax.backbones import Backbone, create_backbone
 from hyperface_jax.config import Config
-from hyperface_jax.data import pipeline, splits
+from hyperface_jax.data import caching, orders, pipeline, splits
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
+from hyperface_jax.evaluation import test_sets
 from hyperface_jax.evaluation.embed import EmbedFn, make_embed_fn
 from hyperface_jax.train_state import TrainState
 
@@ -68,11 +71,12 @@ class Experiment:
         c = self.config
         return pipeline.train_batches(
             reader,
-            pipeline.batch_indices(
+            orders.batch_indices(
                 self.train_set.labels,
                 batch_size=c.train.batch_size,
                 seed=c.seed,
                 sampler=c.data.sampler,
+                by_lanes=c.data.cache == "ram",
             ),
             batch_size=c.train.batch_size,
             start_step=start_step,
@@ -83,31 +87,45 @@ class Experiment:
         )
 
     def reader(self) -> pipeline.BatchReader:
-        """Decodes batches of the training set."""
-        data = self.config.data
+        """Decodes batches of the training set; with data.cache=ram from memory."""
+        data, faces = self.config.data, self.train_set
+        if data.cache == "ram":
+            lanes = orders.LaneBatches(
+                len(faces), self.config.train.batch_size, seed=self.config.seed
+            )
+            mine = lanes.examples_of_host(jax.process_index(), jax.process_count())
+            source = caching.RamSource(faces.source, np.sort(faces.rows[mine]))
+            faces = dataclasses.replace(faces, source=source)
         return pipeline.BatchReader(
-            self.train_set, image_size=data.image_size, threads=data.threads
+            faces, image_size=data.image_size, threads=data.threads
         )
 
 
 def open_data(config: Config) -> tuple[FaceSet, tuple[EvaluationSet, ...]]:
     """Opens what the config names and splits it by people."""
     d = config.data
-    return splits.train_and_test(
+    train, tests = splits.train_and_test(
         d.name,
         config=d.config,
         path=d.path,
         pairs_path=d.pairs_path,
         data_dir=d.data_dir,
+        copy_to=(d.cache_dir or caching.default_cache_dir())
+        if d.cache == "disk"
+        else "",
         exclude=d.exclude,
         fold=d.fold,
         dev_fraction=d.dev_fraction,
         max_images=d.max_images,
         split_identities=d.split_identities,
         label_noise=d.label_noise,
-        test_sets=config.eval.sets,
         seed=config.seed,
     )
+    tests += tuple(test_sets.open_test(item) for item in config.eval.sets)
+    names = [test.name for test in tests]
+    if len(set(names)) < len(names):
+        raise ValueError(f"eval.sets: two sets have one name, found {names}")
+    return train, tests
 
 
 def create_experiment(config: Config) -> Experiment:

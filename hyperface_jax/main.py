@@ -40,12 +40,12 @@ def main(argv: list[str]) -> None:
 def _dispatch() -> None:
     # Imported here: worker processes that draw faces import this module, too.
     from hyperface_jax import config as config_lib
-    from hyperface_jax import evaluate, train
+    from hyperface_jax import run_evaluation, train
 
     if not _WORKDIR.value:
         raise ValueError("--workdir is missing, expected a folder for the run")
     if _MODE.value == "eval":
-        evaluate.evaluate_workdir(_CONFIG.value, _WORKDIR.value)
+        run_evaluation.evaluate_workdir(_CONFIG.value, _WORKDIR.value)
     elif _CONFIG.value is None:
         raise ValueError("--config is missing, expected a file such as configs/sfr.py")
     else:

@@ -6,12 +6,11 @@ pairs and other classes orange (apart for colour-blind readers and in grey print
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from hyperface_jax.evaluation import roc
 from hyperface_jax.evaluation.open_set import OpenSet
 from hyperface_jax.evaluation.results import HardPair, ProtocolResult
 
@@ -54,7 +53,7 @@ _TRAINING_PANELS: tuple[tuple[str, dict[str, str]], ...] = (
 )
 
 
-def _svg(size: tuple[float, float], draw: Any) -> str:
+def svg(size: tuple[float, float], draw: Any) -> str:
     """SVG text of the figure on which `draw(figure)` has drawn."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -106,7 +105,7 @@ def training_curves(rows: Sequence[dict[str, Any]]) -> str:
             if place > len(panels) - columns:
                 axes.set_xlabel("step")
 
-    return _svg((9.6, 2.1 * max(1, lines) + 0.3), draw)
+    return svg((9.6, 2.1 * max(1, lines) + 0.3), draw)
 
 
 def _training_panel(axes, series, rows):
@@ -129,46 +128,6 @@ def _training_panel(axes, series, rows):
         axes.set_ylim(bottom=0)
 
 
-def roc_curves(results: Sequence[ProtocolResult]) -> str:
-    """TAR over FAR on a logarithmic axis, one line for each result with pairs.
-
-    Each line starts at 1/impostors, the smallest FAR that its pairs can show; points
-    are joined as stairs, because no threshold lies between two of them.
-    """
-
-    def draw(figure):
-        axes = figure.add_subplot(
-            xlabel="FAR (logarithmic)", ylabel="TAR (%)", xscale="log"
-        )
-        lowest, floor = 1.0, 99.0  # a perfect curve still needs an axis
-        for colour, (name, far, tar) in zip(
-            CYCLE * len(results), roc_lines(results), strict=False
-        ):
-            axes.step(far, 100 * tar, where="post", color=colour, label=name)
-            lowest, floor = min(lowest, far[0]), min(floor, 100 * tar[0])
-        if lowest < 1:
-            axes.set_xlim(lowest, 1)
-        axes.set_ylim(max(0, floor - 0.08 * (100 - floor)), 100 + 0.02 * (100 - floor))
-        axes.legend(loc="lower right")
-
-    return _svg((6.4, 3.8), draw)
-
-
-def roc_lines(
-    results: Sequence[ProtocolResult],
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, FAR [600] and the strict TAR [600] at it, of each result with pairs."""
-    for result in results:
-        if not len(result.scores):
-            continue
-        far, tar, _ = roc.roc(result.scores, result.is_genuine)
-        smallest = 1 / np.count_nonzero(~result.is_genuine)
-        # A point at each of 600 rates looks the same as one at each of 8 million.
-        grid = np.geomspace(smallest, 1, 600)
-        best = tar[np.searchsorted(far, grid * (1 + 1e-12), side="right") - 1]
-        yield result.key, grid, best
-
-
 def score_distributions(result: ProtocolResult) -> str:
     """Histograms of genuine and impostor scores, each with total mass 1."""
 
@@ -186,7 +145,7 @@ def score_distributions(result: ProtocolResult) -> str:
         axes.set_ylim(bottom=0)
         axes.legend(title=result.key, alignment="left")
 
-    return _svg((5.0, 2.6), draw)
+    return svg((5.0, 2.6), draw)
 
 
 def angle_histograms(open_set: OpenSet, name: str = "") -> str:
@@ -216,7 +175,7 @@ def angle_histograms(open_set: OpenSet, name: str = "") -> str:
             title=name, alignment="left", loc="center left", bbox_to_anchor=(1, 0.5)
         )
 
-    return _svg((8.4, 3.0), draw)
+    return svg((8.4, 3.0), draw)
 
 
 def _filled(axes, edges, values, colour, label):
@@ -256,7 +215,7 @@ def margin_curves(name: str, margin: float | None = None) -> str:
         right.set(title="Δ(θ) = η(θ) - ψ(θ): a margin where > 0", xlabel="θ (degrees)")
         right.set_xticks(range(0, 181, 30))
 
-    return _svg((8.4, 2.9), draw)
+    return svg((8.4, 2.9), draw)
 
 
 def pair_picture(pair: HardPair, gap: int = 4) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from hyperface_jax import plots
+from hyperface_jax import plots, report_rates
 from hyperface_jax import report_html as html
 from hyperface_jax.evaluation.results import COUNTS, ProtocolResult, describe
 
@@ -62,7 +62,10 @@ def write_report(
     sections = [
         _head(title, summary, results),
         _tables(results),
-        _curves(results),
+        report_rates.curves(results),
+        report_rates.intervals(results),
+        report_rates.groups(results),
+        report_rates.paper_tables(results),
         _open_sets(results),
         _pairs(results) if pictures else "",
         _training(training),
@@ -152,19 +155,6 @@ def _tables(results) -> str:
         '<p class="note">Rates in percent, rounded to what the counts resolve.</p>'
     )
     return html.section("Results", f'{body}{caption}<dl class="legend">{legend}</dl>')
-
-
-def _curves(results) -> str:
-    scored = [result for result in results if len(result.scores)]
-    if not scored:
-        return ""
-    caption = "Each curve starts at the smallest FAR that its impostor pairs can show."
-    drawings = html.image(plots.roc_curves(scored), "ROC of all test sets", caption)
-    scores = "".join(
-        html.image(plots.score_distributions(result), f"scores of {result.key}")
-        for result in scored
-    )
-    return html.section("ROC and scores", f'{drawings}<div class="two">{scores}</div>')
 
 
 def _open_sets(results) -> str:

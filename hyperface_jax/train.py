@@ -11,7 +11,7 @@ from etils import epath
 from tqdm import tqdm
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import evaluate, sharding, workdir
+from hyperface_jax import run_evaluation, sharding, workdir
 from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.config import Config
 from hyperface_jax.evaluation import protocols
@@ -81,7 +81,7 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
         finally:
             writer.close()
         best_step = checkpoints.best_step
-    evaluate.evaluate_and_report(run, state, folder, best_step=best_step)
+    run_evaluation.evaluate_and_report(run, state, folder, best_step=best_step)
     return state
 
 
@@ -131,7 +131,7 @@ def _validate(run: Experiment, state: TrainState, clock: Clock) -> dict[str, flo
     # The wait for steps still under way is training time, not evaluation.
     jax.block_until_ready(state.step)
     begun = time.monotonic()
-    results = evaluate.evaluate_state(run, state, hardest=0)
+    results = run_evaluation.evaluate_state(run, state, hardest=0)
     clock.evaluating += time.monotonic() - begun
     return protocols.flat_metrics(results)
 

@@ -14,6 +14,8 @@ CONFIG = "config.json"
 RESULTS = "results.json"
 REPORT = "report.html"
 SCORES = "scores.npz"
+TABLE_MD = "results.md"
+TABLE_TEX = "results.tex"
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hyperface_jax.data import datasets, pairs, pipeline, prepared, splits
+from hyperface_jax.data import datasets, orders, pairs, pipeline, prepared, splits
 from hyperface_jax.data.decode import BadImageError, decode_image
 
 # --- decoding -------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def faces(synth):
 def batches(faces, threads=2, **options):
     reader = pipeline.BatchReader(faces, image_size=32, threads=threads)
     seed = options.pop("seed", 3)
-    indices = pipeline.batch_indices(faces.labels, batch_size=32, seed=seed)
+    indices = orders.batch_indices(faces.labels, batch_size=32, seed=seed)
     settings = dict(batch_size=32, start_step=0, stop_step=12) | options
     return list(pipeline.train_batches(reader, indices, **settings))
 
@@ -285,7 +285,7 @@ def test_hosts_read_their_rows_of_the_same_global_batch(faces):
 
 
 def test_each_epoch_is_a_new_permutation(faces):
-    indices = pipeline.batch_indices(np.zeros(144), batch_size=48, seed=0)
+    indices = orders.batch_indices(np.zeros(144), batch_size=48, seed=0)
     epochs = [np.concatenate([indices[3 * e + k] for k in range(3)]) for e in range(3)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(144))

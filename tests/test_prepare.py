@@ -19,6 +19,7 @@ from hyperface_jax.data import (
     describing,
     edits,
     insightface,
+    orders,
     pipeline,
     prepared,
     preparing,
@@ -41,7 +42,7 @@ def same_batches(a, b, size=32):
         found = []
         for faces in (a, b):
             reader = pipeline.BatchReader(faces, image_size=size, threads=2)
-            indices = pipeline.batch_indices(faces.labels, batch_size=7, seed=seed)
+            indices = orders.batch_indices(faces.labels, batch_size=7, seed=seed)
             found.append([reader(indices[k].tolist()) for k in range(6)])
         for x, y in zip(*found, strict=True):
             for key in ("image", "label", "weight"):

@@ -23,6 +23,7 @@ from hyperface_jax.data import (
     face_set,
     image_list,
     insightface,
+    orders,
     pipeline,
     recordio,
     safe_pickle,
@@ -443,8 +444,8 @@ def test_label_noise_and_split_identities_change_labels_only(faces):
 @pytest.mark.parametrize("sampler", ["sqrt", "identity"])
 def test_samplers_draw_people_by_a_power_of_their_images(sampler):
     labels = np.repeat([0, 1, 2], [4, 16, 64])
-    power = pipeline.SAMPLERS[sampler]
-    indices = pipeline.batch_indices(labels, batch_size=21, seed=0, sampler=sampler)
+    power = orders.SAMPLERS[sampler]
+    indices = orders.batch_indices(labels, batch_size=21, seed=0, sampler=sampler)
     drawn = np.concatenate([indices[k] for k in range(400)])  # 100 epochs
     share = np.bincount(labels[drawn]) / len(drawn)
     expected = np.array([4.0, 16, 64]) ** power
@@ -452,7 +453,7 @@ def test_samplers_draw_people_by_a_power_of_their_images(sampler):
     counts = np.bincount(drawn, minlength=84)
     ideal = 100 * edits.sampling_weights(labels, power)
     assert (np.abs(counts - ideal) < 40).all()
-    again = pipeline.batch_indices(labels, batch_size=21, seed=0, sampler=sampler)
+    again = orders.batch_indices(labels, batch_size=21, seed=0, sampler=sampler)
     np.testing.assert_array_equal(again[399], indices[399])
     np.testing.assert_array_equal(again[0], indices[0])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from hyperface_jax import plots, report
+from hyperface_jax import plots, plots_curves, report
 from hyperface_jax.evaluation import open_set, roc, verification
 from hyperface_jax.evaluation.results import (
     HardPair,
@@ -166,12 +166,12 @@ def test_plots_survive_poor_data():
         "collapsed", {}, {}, np.ones(4), np.array([True, True, True, False])
     )
     assert plots.score_distributions(collapsed).startswith("<?xml")
-    assert plots.roc_curves([collapsed]).startswith("<?xml")
+    assert plots_curves.roc_curves([collapsed]).startswith("<?xml")
 
 
 def test_roc_lines_are_strict():
     result = make_result()
-    ((name, far, tar),) = plots.roc_lines([result])
+    ((name, far, tar),) = plots_curves.roc_lines([result])
     assert name == "lfw"
     assert far[0] == 1 / np.count_nonzero(~result.is_genuine)
     for rate, value in zip(far[::50], tar[::50], strict=True):

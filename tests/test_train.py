@@ -6,16 +6,19 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import record_files
 import toy
 
 from hyperface_jax import config as config_lib
 from hyperface_jax import (
     evaluate,
     metric_writer,
+    run_evaluation,
     train,
     workdir,
 )
 from hyperface_jax.checkpoint import FOLDER
+from hyperface_jax.evaluation import stored
 
 pytestmark = pytest.mark.core
 
@@ -66,6 +69,40 @@ def assert_bit_equal(a, b):
         jax.device_get((a.params, a.batch_stats, a.opt_state, a.step)),
         jax.device_get((b.params, b.batch_stats, b.opt_state, b.step)),
     )
+
+
+def test_embeddings_of_a_run_are_stored_and_reused(finished, tmp_path):
+    """The command line of evaluate repeats the run's own results, from parts."""
+    _, folder = finished
+    out = tmp_path / "out"
+    store = tmp_path / "embeddings"
+    arguments = ["--workdir", folder, "--out", out, "--embeddings", store]
+    arguments += ["--protocols", "verification,held_out_threshold", "--bootstrap", 0]
+
+    def evaluate_it(*more):
+        return evaluate.evaluate_files(
+            evaluate.parser().parse_args([*map(str, (*arguments, *more))])
+        )
+
+    bins = record_files.write_bin(tmp_path / "lfw.bin", pairs=20)
+    assert evaluate_it("--set", bins, "--part", "2/2") == []
+    results = evaluate_it("--set", bins)
+    assert [r.key for r in results] == ["lfw/verification"]
+    assert stored.open_embeddings(store).views.shape == (40, 2, 16)
+    before = (store / "embeddings.npy").stat().st_mtime_ns
+    again = evaluate_it("--set", bins)
+    assert again[0].metrics == results[0].metrics
+    assert (store / "embeddings.npy").stat().st_mtime_ns == before
+    # Without --set and --embeddings: the run's own test set, as after training.
+    own = evaluate.evaluate_files(
+        evaluate.parser().parse_args(["--workdir", str(folder), "--out", str(out)])
+    )
+    saved = json.loads((folder / workdir.RESULTS).read_text())["metrics"]
+    for result in own:
+        for key, value in result.metrics.items():
+            assert value == pytest.approx(saved[f"{result.key}/{key}"], abs=1e-6)
+    with pytest.raises(ValueError, match="--part is '3/2', expected I/N"):
+        evaluate_it("--set", bins, "--part", "3/2")
 
 
 def test_a_run_leaves_everything(finished):
@@ -124,7 +161,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
     config = small_config(faces, head__margin=1.5, train__steps=1)
     monkeypatch.chdir(tmp_path.parent)
     train.train_and_evaluate(config, tmp_path.name)  # relative, as in the README
-    evaluate.evaluate_workdir(None, tmp_path.name)
+    run_evaluation.evaluate_workdir(None, tmp_path.name)
     saved = json.loads((tmp_path / workdir.CONFIG).read_text())["config"]
     assert saved["head"]["margin"] == 1.5
 
@@ -146,7 +183,7 @@ def test_other_data_under_the_same_config_is_refused(finished, tmp_path_factory)
 def test_evaluating_a_workdir_repeats_its_numbers(finished):
     _, folder = finished
     before = json.loads((folder / workdir.RESULTS).read_text())["metrics"]
-    evaluate.evaluate_workdir(None, folder)
+    run_evaluation.evaluate_workdir(None, folder)
     assert json.loads((folder / workdir.RESULTS).read_text())["metrics"] == before
 
 

@@ -34,6 +34,8 @@ def default_config() -> Config:
     c.data.dev_fraction = 0.1  # training people held out to choose a threshold
     c.data.data_dir = ""  # prepared datasets; "": $TFDS_DATA_DIR, ~/tensorflow_datasets
     c.data.image_size = 64  # side in pixels, divisible by 16
+    c.data.cache = "none"  # none | disk | ram: a host reads its part into memory once
+    c.data.cache_dir = ""  # of disk; "": $HYPERFACE_CACHE_DIR, ~/.cache/hyperface_jax
     c.data.exclude = ""  # lists of people and images to leave out, see prepare
     c.data.max_images = 0  # at most so many of a person; 0: all
     c.data.split_identities = 0.0  # share of the people who get two labels
@@ -122,7 +124,12 @@ def default_config() -> Config:
     c.eval = section()
     c.eval.every_steps = 0  # while training; 0: only at the end
     c.eval.protocols = PROTOCOLS  # those that the data does not offer are left out
-    c.eval.sets = ()  # more test sets: "lfw.bin", "FOLDER;PAIRS", "NAME=..."
+    c.eval.sets = ()  # more test sets, see evaluation.test_sets.open_test
+    c.eval.pooling = "N1D1F1"  # of templates: norm kept, detector score, mirror image
+    c.eval.bootstrap = 1000  # draws of subjects for intervals at the end; 0: none
+    c.eval.groups = ""  # lines "id,group": error rates by group at one threshold
+    c.eval.group_fmr = 1e-3  # false match rate of all that sets that threshold
+    c.eval.distractors = ""  # embeddings of strangers, .npy [X, D]
     c.eval.batch_size = 256
     c.eval.flip = True  # add the embedding of the mirror image
     c.eval.use_ema = True  # where there is one

@@ -18,8 +18,10 @@ from hyperface_jax import (
 )
 from hyperface_jax.backbones import BACKBONES, DTYPES
 from hyperface_jax.config.keys import PROTOCOLS, Config, default_config, section
+from hyperface_jax.data.caching import CACHES
 from hyperface_jax.data.datasets import DATASETS
-from hyperface_jax.data.pipeline import SAMPLERS
+from hyperface_jax.data.orders import SAMPLERS
+from hyperface_jax.evaluation import templates
 
 MARGIN_SCHEDULES = ("constant", "stairs", "linear")
 
@@ -28,6 +30,7 @@ _RUNTIME = (
     "data.path",
     "data.pairs_path",
     "data.data_dir",
+    "data.cache_dir",
     "data.threads",
     "data.prefetch",
     "log.",
@@ -40,6 +43,7 @@ _EXTENDS = ("train.steps", "train.epochs")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.name": tuple(DATASETS),
     "data.sampler": tuple(SAMPLERS),
+    "data.cache": CACHES,
     "backbone.name": tuple(BACKBONES),
     "backbone.dtype": DTYPES,
     "head.loss": classifier.LOSSES,
@@ -120,8 +124,14 @@ def validate(config: Config) -> None:
     for key in ("data.split_identities", "data.label_noise"):
         if not 0 <= flat[key] <= 1:
             raise ValueError(f"{key} is {flat[key]}, expected a share from 0 to 1")
+    if config.data.cache == "ram" and config.data.sampler != "uniform":
+        raise ValueError(
+            f"data.sampler is {config.data.sampler!r} with data.cache 'ram', expected "
+            "'uniform': a host has only its part of the images"
+        )
     if config.data.max_images < 0:
         raise ValueError(f"data.max_images is {config.data.max_images}, expected >= 0")
+    templates.parse_pooling(config.eval.pooling)
     if not 0 <= config.train.ema_decay < 1:
         raise ValueError(
             f"train.ema_decay is {config.train.ema_decay}, expected 0 <= decay < 1"
@@ -213,6 +223,8 @@ def check_resumable(saved: Mapping[str, Any], config: Config) -> list[str]:
       ValueError: keys that change the mathematics differ; names them.
     """
     old, new = flatten(saved), flatten(config)
+    for flat in (old, new):  # a copy on disk is the same data in the same order
+        flat["data.cache"] = "ram" if flat.get("data.cache") == "ram" else "none"
     extended, contradictions = [], []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key.startswith(_RUNTIME):

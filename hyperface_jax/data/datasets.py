@@ -15,6 +15,7 @@ from etils import epath
 
 from hyperface_jax.data import (
     builders,
+    caching,
     describing,
     prepared,
     preparing,
@@ -55,6 +56,7 @@ def open_dataset(
     path: str = "",
     pairs_path: str = "",
     data_dir: str = "",
+    copy_to: str = "",
 ) -> dict[str, FaceSet]:
     """Splits of a dataset by name.
 
@@ -68,6 +70,7 @@ def open_dataset(
       path: of the source; several with commas between.
       pairs_path: verification pairs in LFW's format, by image id; or "".
       data_dir: where prepared datasets are kept; default `default_data_dir()`.
+      copy_to: local folder to copy files to before they are read; "": not.
 
     Raises:
       ValueError: no such dataset, or nothing at the path.
@@ -81,14 +84,20 @@ def open_dataset(
     if name == "face_folder":
         builder = _face_folder(config, path, pairs_path, root)
     elif path:
-        return {"train": sources.open_paths(path, pairs_path=pairs_path)}
+        paths = sources.split_paths(path)
+        if copy_to:
+            paths = tuple(caching.copy_to_disk(p, copy_to) for p in paths)
+        return {"train": sources.open_paths(paths, pairs_path=pairs_path)}
     elif name in GENERATED:
         builder = GENERATED[name](config, root)
         if not epath.Path(builder.data_path).exists():
             log.info("preparing %s in %s", name, builder.data_path)
             builder.download_and_prepare()
     else:
-        builder = _open_prepared(name, config, root)
+        folder = str(_prepared_folder(name, config, root))
+        builder = tfds.builder_from_directory(
+            caching.copy_to_disk(folder, copy_to) if copy_to else folder
+        )
     return {split: prepared.open_split(builder, split) for split in builder.info.splits}
 
 
@@ -98,7 +107,7 @@ def folder_of(name: str, config: str, data_dir: str) -> Path:
     return root / name / (config or "default") / preparing.VERSION
 
 
-def _open_prepared(name: str, config: str, data_dir: str) -> Any:
+def _prepared_folder(name: str, config: str, data_dir: str) -> Path:
     folder = folder_of(name, config, data_dir)
     if not folder.exists():
         raise ValueError(
@@ -106,7 +115,7 @@ def _open_prepared(name: str, config: str, data_dir: str) -> Any:
             f"python -m hyperface_jax.prepare --source ... --name {name} "
             f"--config {config or 'default'}"
         )
-    return tfds.builder_from_directory(str(folder))
+    return folder
 
 
 def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> Any:

@@ -13,14 +13,14 @@ class BadImageError(BadRecordError):
     """The bytes are not an image that can be read; the message says why."""
 
 
-def decode_image(data: bytes, size: int) -> np.ndarray:
+def decode_image(data: bytes | np.ndarray, size: int) -> np.ndarray:
     """Decodes JPEG, PNG or whatever Pillow reads to RGB.
 
     Grey, palette and CMYK images become RGB. Another size is resampled (area-averaging
     bilinear; the aspect ratio is not kept).
 
     Args:
-      data: file contents.
+      data: file contents; pixels uint8 [H, W, 3] are only resampled.
       size: side of the result in pixels.
 
     Returns:
@@ -29,7 +29,7 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
     Raises:
       BadImageError: the bytes cannot be decoded.
     """
-    image = decode_rgb(data)
+    image = data if isinstance(data, np.ndarray) else decode_rgb(data)
     if image.shape[:2] != (size, size):
         resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
         image = np.asarray(resized)

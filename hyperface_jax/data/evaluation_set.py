@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class EvaluationSet:
       open_set_rows: images for the open-set criterion.
       gallery: one image a person.
       probes: images to look for in the gallery.
+      templates: metadata of a protocol of templates (`evaluation.ijb.IjbMetadata`),
+        whose image n is image n of `faces`; or None.
     """
 
     name: str
@@ -34,6 +37,7 @@ class EvaluationSet:
     open_set_rows: np.ndarray = dataclasses.field(default_factory=_no_rows)
     gallery: np.ndarray = dataclasses.field(default_factory=_no_rows)
     probes: np.ndarray = dataclasses.field(default_factory=_no_rows)
+    templates: Any = None
 
     @classmethod
     def of_pairs(cls, name: str, faces: FaceSet) -> "EvaluationSet":

@@ -14,7 +14,6 @@ import grain
 import numpy as np
 
 from hyperface_jax.data.decode import decode_image
-from hyperface_jax.data.edits import sampling_weights
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.records import BadRecordError, Record
 
@@ -88,72 +87,6 @@ class BatchReader:
         )
 
 
-SAMPLERS = {"uniform": 1.0, "sqrt": 0.5, "identity": 0.0}
-"""Power of the number of images with which an identity is drawn."""
-
-
-class WeightedEpochs:
-    """Epochs of N draws with weights, as a random-access source of row numbers.
-
-    Within an epoch image i occurs floor or ceil of its weight times (systematic
-    sampling: one random offset), in a random order. A pure function of (seed, epoch).
-
-    Args:
-      weights: float64 [N], summing to N.
-      seed: of all epochs.
-      epochs: how many there are.
-    """
-
-    def __init__(self, weights: np.ndarray, *, seed: int, epochs: int = 1 << 20):
-        self._edges = np.cumsum(weights)
-        self._seed = seed
-        self._epochs = epochs
-        self._cache: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return len(self._edges) * self._epochs
-
-    def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(int(position), len(self._edges))
-        order = self._cache.get(epoch)
-        if order is None:
-            order = self._order(epoch)
-            # Batches run over the end of an epoch, and threads work ahead: keep two.
-            newest = sorted([*self._cache, epoch])[-2:]
-            kept = {k: v for k, v in self._cache.items() if k in newest}
-            self._cache = kept | {epoch: order}
-        return int(order[place])
-
-    def _order(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self._seed, epoch])
-        count = len(self._edges)
-        drawn = np.searchsorted(self._edges, rng.random() + np.arange(count), "right")
-        return rng.permutation(np.minimum(drawn, count - 1))
-
-
-def batch_indices(
-    labels: np.ndarray, *, batch_size: int, seed: int, sampler: str = "uniform"
-) -> grain.MapDataset:
-    """Step -> indices [batch_size]: another order of the examples each epoch.
-
-    Batches run on over the end of an epoch, so no example is ever left out.
-
-    Args:
-      labels: int32 [N].
-      batch_size: of a batch.
-      seed: of all orders.
-      sampler: "uniform" draws each image once an epoch; the other rows of `SAMPLERS`
-        draw an identity of n images with that power of n.
-    """
-    if sampler == "uniform":
-        order = grain.MapDataset.range(len(labels)).seed(seed).shuffle().repeat()
-    else:
-        weights = sampling_weights(labels, SAMPLERS[sampler])
-        draws: Any = WeightedEpochs(weights, seed=seed)
-        order = grain.MapDataset.source(draws)
-    return order.batch(batch_size, drop_remainder=True)
-
-
 def train_batches(
     reader: BatchReader,
     indices: grain.MapDataset,
@@ -169,7 +102,7 @@ def train_batches(
 
     Args:
       reader: decodes one batch.
-      indices: step -> rows of the global batch, from `batch_indices`.
+      indices: step -> rows of the global batch, from `orders.batch_indices`.
       batch_size: global; a multiple of process_count.
       start_step: first step wanted.
       stop_step: one after the last.

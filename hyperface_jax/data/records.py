@@ -12,7 +12,8 @@ class BadRecordError(ValueError):
 
 
 Record = dict[str, Any] | BadRecordError
-"""`image` (encoded bytes), `label` (int) and `id` (str), or why there is none."""
+"""`image` (encoded bytes, or pixels uint8 [H, W, 3]), `label` (int) and `id` (str); or
+why there is none."""
 
 
 class RecordSource(Protocol):
@@ -151,8 +152,9 @@ class ConcatSource:
 
 def ids_of(source: RecordSource) -> dict[str, int]:
     """Id -> row of every readable record; reads them where they are not known."""
-    if isinstance(source, ImageSource):
-        return {name: row for row, name in enumerate(source.ids)}
+    known: Sequence[str] | None = getattr(source, "ids", None)
+    if known is not None:
+        return {name: row for row, name in enumerate(known)}
     found: dict[str, int] = {}
     for start in range(0, len(source), 1024):
         rows = range(start, min(start + 1024, len(source)))

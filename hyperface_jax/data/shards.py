@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from array_record.python.array_record_module import ArrayRecordWriter  # type: ignore
+from array_record.python.array_record_module import ArrayRecordWriter  # pyright: ignore[reportMissingModuleSource, reportAttributeAccessIssue]
 from PIL import Image
 
 from hyperface_jax.data.decode import BadImageError, decode_rgb

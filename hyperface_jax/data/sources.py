@@ -93,28 +93,3 @@ def validation_sets(paths: str | Sequence[str]) -> list[EvaluationSet]:
                 test = bin_set.open_bin(file)
                 found.setdefault(test.name, test)
     return list(found.values())
-
-
-def open_test(item: str) -> EvaluationSet:
-    """A test set by what a config says: "lfw.bin" or "FOLDER;PAIRS".
-
-    Args:
-      item: path of a .bin file, or a path for `open_path` and an LFW pairs file with
-        a semicolon between. "NAME=" before it gives it another name than the file's.
-
-    Raises:
-      ValueError: neither of them.
-    """
-    name, equals, where = item.rpartition("=")
-    path, semicolon, pairs_path = where.partition(";")
-    if semicolon:
-        found = EvaluationSet.of_pairs(
-            epath.Path(path).name.split(".")[0], open_path(path, pairs_path=pairs_path)
-        )
-    elif path.endswith(".bin"):
-        found = bin_set.open_bin(path)
-    else:
-        raise ValueError(
-            f"eval.sets has {item!r}, expected a .bin file or 'FOLDER;PAIRS'"
-        )
-    return dataclasses.replace(found, name=name) if equals else found

@@ -1,7 +1,6 @@
 """Who is trained on and who is tested on: never the same people."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,37 +17,42 @@ def train_and_test(
     path: str = "",
     pairs_path: str = "",
     data_dir: str = "",
+    copy_to: str = "",
     exclude: str = "",
     fold: int = 0,
     dev_fraction: float = 0.1,
     max_images: int = 0,
     split_identities: float = 0.0,
     label_noise: float = 0.0,
-    test_sets: Sequence[str] = (),
     seed: int = 0,
 ) -> tuple[FaceSet, tuple[EvaluationSet, ...]]:
     """The people to train on, and the sets to test on.
 
     Tested on are the split "test" of the dataset, or else the people of its pairs (see
-    `by_people_of_pairs`); every .bin file beside InsightFace records; and `test_sets`.
+    `by_people_of_pairs`), and every .bin file beside InsightFace records.
 
     Args:
-      name: see `datasets.open_dataset`; the next four, too.
+      name: see `datasets.open_dataset`; the next five, too.
       config: its configuration.
       path: of its source.
       pairs_path: of its pairs.
       data_dir: of prepared datasets.
+      copy_to: local folder to copy the source to before it is read; "": not.
       exclude: files of people and images to leave out, with commas between.
       fold: see `by_people_of_pairs`.
       dev_fraction: see there.
       max_images: at most so many images of a person; 0 for all.
       split_identities: share of the people whose images get two labels.
       label_noise: share of the images whose label is drawn anew.
-      test_sets: see `sources.open_test`.
       seed: of everything drawn.
     """
     found = datasets.open_dataset(
-        name, config=config, path=path, pairs_path=pairs_path, data_dir=data_dir
+        name,
+        config=config,
+        path=path,
+        pairs_path=pairs_path,
+        data_dir=data_dir,
+        copy_to=copy_to,
     )
     train = found["train"]
     for file in sources.split_paths(exclude):
@@ -62,10 +66,6 @@ def train_and_test(
         )
         tests += [] if test is None else [test]
     tests += sources.validation_sets(path)
-    tests += [sources.open_test(item) for item in test_sets]
-    names = [test.name for test in tests]
-    if len(set(names)) < len(names):
-        raise ValueError(f"eval.sets: two sets have one name, found {names}")
     train = edits.at_most(train, max_images, seed=seed)
     train = edits.split_identities(train, split_identities, seed=seed)
     return edits.add_label_noise(train, label_noise, seed=seed), tuple(tests)

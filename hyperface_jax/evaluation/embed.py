@@ -5,6 +5,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -13,34 +14,35 @@ from hyperface_jax.augment import normalize
 from hyperface_jax.backbones import Backbone
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.pipeline import BatchReader
+from hyperface_jax.evaluation.stored import EmbeddingStore
 
 EmbedFn = Callable[[Any, Any, jax.Array], jax.Array]
+ViewsFn = Callable[[jax.Array], jax.Array]
+"""uint8 images [B, H, W, 3] -> [B, V, D]."""
 
 
 def make_embed_fn(backbone: Backbone, *, flip: bool = True) -> EmbedFn:
-    """(params, batch_stats, uint8 [B, H, W, 3]) -> float32 [B, D], not normalised.
+    """(params, batch_stats, uint8 [B, H, W, 3]) -> float32 [B, V, D], not normalised.
 
     Args:
       backbone: from `backbones.create_backbone`.
-      flip: add the embedding of the mirror image (InsightFace and OpenSphere sum the
-        raw embeddings of both).
+      flip: V = 2, also of the mirror image. InsightFace and OpenSphere sum the raw
+        embeddings of both; template protocols have a switch for it.
     """
 
     def embed(params, batch_stats, images):
         images = normalize(images)
-        embeddings, _ = backbone.apply(params, batch_stats, images, train=False)
+        views = [backbone.apply(params, batch_stats, images, train=False)[0]]
         if flip:
-            mirrored, _ = backbone.apply(
-                params, batch_stats, images[:, :, ::-1], train=False
-            )
-            embeddings = embeddings + mirrored
-        return embeddings
+            mirrored = images[:, :, ::-1]
+            views += [backbone.apply(params, batch_stats, mirrored, train=False)[0]]
+        return jnp.stack(views, axis=1)
 
     return jax.jit(embed)
 
 
 def embed_rows(
-    embed: Callable[[jax.Array], jax.Array],
+    embed: ViewsFn,
     faces: FaceSet,
     rows: np.ndarray,
     *,
@@ -52,16 +54,16 @@ def embed_rows(
     """Embeds rows of a set's source.
 
     Args:
-      embed: uint8 images [B, H, W, 3] -> [B, D].
+      embed: uint8 images [B, H, W, 3] -> [B, V, D].
       faces: the set; `rows` are rows of its source.
-      rows: int [n].
+      rows: int [n], at least one.
       image_size: H = W.
       batch_size: a multiple of the devices of the mesh.
       threads: for decoding.
       mesh: images are split over all its devices.
 
     Returns:
-      float32 [n, D]; an image that cannot be read has the embedding 0. And row ->
+      float32 [n, V, D]; an image that cannot be read has the embedding 0. And row ->
       reason of those images.
     """
     sharding.check_divisible("eval.batch_size", batch_size, mesh)
@@ -71,8 +73,36 @@ def embed_rows(
     parts = []
     for batch in _padded_batches(reader, position[rows], batch_size):
         images = sharding.put_batch(mesh, {"image": batch["image"]})["image"]
-        parts.append(np.asarray(embed(images)) * batch["weight"][:, None])
+        parts.append(np.asarray(embed(images)) * batch["weight"][:, None, None])
     return np.concatenate(parts)[: len(rows)], reader.bad_records
+
+
+def embed_to_store(
+    store: EmbeddingStore,
+    embed: ViewsFn,
+    faces: FaceSet,
+    rows: np.ndarray,
+    *,
+    part: int = 0,
+    parts: int = 1,
+    **options: Any,
+) -> None:
+    """Embeds what a store lacks, part by part.
+
+    Args:
+      store: of these rows.
+      embed: uint8 images [B, H, W, 3] -> [B, V, D].
+      faces: the set.
+      rows: int [N], rows of its source in the order of the store.
+      part: of this process, from 0.
+      parts: number of processes that share the work.
+      **options: see `embed_rows`.
+    """
+    for number, span in store.missing(part, parts):
+        wanted = rows[span.start : span.stop]
+        views, bad = embed_rows(embed, faces, wanted, **options)
+        place = {int(row): span.start + k for k, row in enumerate(wanted)}
+        store.write(number, span, views, {place[row]: why for row, why in bad.items()})
 
 
 def _padded_batches(

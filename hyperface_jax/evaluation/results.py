@@ -2,15 +2,26 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from hyperface_jax.evaluation.groups import GroupTable
+from hyperface_jax.evaluation.intervals import Interval
 from hyperface_jax.evaluation.open_set import OpenSet
 
-COUNTS = ("genuine_pairs", "impostor_pairs", "probes", "gallery_size")
-"""Names under which `verify` and `rank_k` return what their rates rest on."""
+COUNTS = (
+    "genuine_pairs",
+    "impostor_pairs",
+    "development_pairs",
+    "probes",
+    "gallery_size",
+    "searches",
+    "distractors",
+)
+"""Names under which metric functions return what their rates rest on."""
 
 # Metric -> heading and definition, for readers of a table; the longer definitions are
 # in the docstrings of `verification` and `identification`.
@@ -56,6 +67,14 @@ _TAR = (
     "share of impostor pairs; absent where the impostor pairs are too few to show "
     "such a rate"
 )
+_NEAREST = (
+    "TAR at the point of the ROC whose FAR is nearest to this one, which it may exceed "
+    "(InsightFace's definition, for comparison with published numbers)"
+)
+_TPIR = (
+    "share of probes whose mate is found above a threshold at which false alarms have "
+    "this rate; nist and pairs count differently and are not comparable (see note)"
+)
 _RANK = (
     "share of probes whose mate is among the k best of the gallery, ties going against "
     "the mate; every probe has a mate (closed set)"
@@ -73,8 +92,16 @@ def describe(metric: str) -> tuple[str, str, str]:
     if metric.startswith("tar@far="):
         far = metric.removeprefix("tar@far=").replace("-", "\u2011")  # never broken
         return f"TAR @\u00a0{far}", _TAR, "TAR @ FAR"
-    if metric.startswith("rank") and metric[4:].isdigit():
-        return f"rank {metric[4:]}", _RANK, "rank k"
+    if metric.startswith("nearest_tar@far="):
+        far = metric.removeprefix("nearest_tar@far=").replace("-", "\u2011")
+        return f"nearest TAR @\u00a0{far}", _NEAREST, "nearest TAR @ FAR"
+    prefix, _, rest = metric.rpartition("_") if "_" in metric else ("", "", metric)
+    kind = f"{prefix} " if prefix else ""
+    if rest.startswith("rank") and rest[4:].isdigit():
+        return f"{kind}rank {rest[4:]}", _RANK, "rank k"
+    if rest.startswith("tpir@fpir="):
+        rate = rest.removeprefix("tpir@fpir=").replace("-", "\u2011")
+        return f"{kind}TPIR @\u00a0{rate}", _TPIR, "TPIR @ FPIR"
     return metric, "", metric
 
 
@@ -113,6 +140,9 @@ class ProtocolResult:
       open_set: angles of all images, where they were computed.
       note: what a reader has to know, e.g. images that could not be read.
       test_set: whose images they are, e.g. `lfw`.
+      intervals: metric -> 95 % confidence interval.
+      cmc: share of searches with rank <= k [K], from k = 1; or None.
+      groups: error rates by group at one threshold, or None.
     """
 
     name: str
@@ -124,6 +154,9 @@ class ProtocolResult:
     open_set: OpenSet | None = None
     note: str = ""
     test_set: str = ""
+    intervals: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
+    cmc: Float[np.ndarray, " K"] | None = None
+    groups: GroupTable | None = None
 
     @property
     def key(self) -> str:
@@ -140,6 +173,21 @@ class ProtocolResult:
         }
         if self.note:
             result["note"] = self.note
+        if self.intervals:
+            result["intervals"] = {
+                name: [_number(found.low), _number(found.high)]
+                for name, found in self.intervals.items()
+            }
+        if self.cmc is not None:
+            result["cmc"] = [_number(share) for share in self.cmc.tolist()]
+        if self.groups is not None:
+            table = self.groups
+            result["groups"] = {
+                "threshold": _number(table.threshold),
+                "fmr": _number(table.fmr),
+                "fnmr": _number(table.fnmr),
+                "rows": [row._asdict() for row in table.rows],
+            }
         if self.open_set is not None:
             fields = dataclasses.fields(self.open_set)
             values = {f.name: getattr(self.open_set, f.name) for f in fields}
@@ -159,6 +207,24 @@ class ProtocolResult:
                 for pair in self.hardest
             ]
         return result
+
+
+def result_of(name: str, values: Mapping[str, float], **fields: Any) -> ProtocolResult:
+    """A result from a metric function's dict, in which rates and counts are mixed.
+
+    Args:
+      name: of the protocol.
+      values: rates, and counts under a name of `COUNTS`.
+      **fields: of `ProtocolResult`; no scores unless given.
+    """
+    fields.setdefault("scores", np.zeros(0))
+    fields.setdefault("is_genuine", np.zeros(0, bool))
+    return ProtocolResult(
+        name=name,
+        metrics={k: float(v) for k, v in values.items() if k not in COUNTS},
+        counts={k: int(v) for k, v in values.items() if k in COUNTS},
+        **fields,
+    )
 
 
 def hardest_pairs(

@@ -1,0 +1,192 @@
+"""Looks for mistakes in a labelled set by its embeddings; writes lists for prepare.
+
+    python -m hyperface_jax.audit --source /data/faces --workdir runs/r50 --out audit
+    python -m hyperface_jax.audit --source /data/faces --embeddings e.npy --out audit \
+        --against lfw.bin --against_embeddings lfw.npy
+
+writes, worst first, candidates for a person to look at:
+
+    look_alikes.tsv   identities that look like another one (the smaller of each two)
+    outliers.tsv      images far from their own identity and close to another
+    overlap_NAME.tsv  identities that occur in the test set NAME
+    audit.md          counts and thresholds
+
+Each .tsv is a list that `prepare --exclude` and `data.exclude` take as it is.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from hyperface_jax import run_evaluation, workdir
+from hyperface_jax.data import sources
+from hyperface_jax.data.evaluation_set import EvaluationSet
+from hyperface_jax.data.face_set import FaceSet
+from hyperface_jax.evaluation import auditing, stored, test_sets
+from hyperface_jax.evaluation.embedded import Embedded, Options, from_stored
+
+log = logging.getLogger(__name__)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m hyperface_jax.audit",
+        description="Looks for mistakes in a labelled set by its embeddings.",
+    )
+    add = p.add_argument
+    add("--source", required=True, metavar="PATH", help="the set, as for prepare")
+    add("--embeddings", default="", metavar="PATH", help="of its images; see evaluate")
+    add("--workdir", default="", help="of a run whose network embeds what is missing")
+    add("--out", required=True, help="folder for the lists")
+    add("--against", action="append", default=[], metavar="ITEM", help="a test set")
+    add("--against_embeddings", action="append", default=[], metavar="PATH")
+    add("--threshold", type=float, default=None, help="cosine from which two are one")
+    add(
+        "--false_alarms",
+        type=float,
+        default=1.0,
+        help="without --threshold: expected wrong candidates in each list",
+    )
+    add("--top", type=int, default=100_000, help="candidates in a list, at most")
+    return p
+
+
+def audit(arguments: argparse.Namespace) -> Path:
+    """Runs a parsed command line; returns the folder of the lists.
+
+    Raises:
+      ValueError: one line on what is wrong with an argument or a file.
+    """
+    a = arguments
+    faces = sources.open_paths(a.source)
+    whole = EvaluationSet(
+        faces.name.split("/")[0], faces, None, open_set_rows=faces.rows
+    )
+    tests = [test_sets.open_test(item) for item in a.against]
+    given = a.against_embeddings or [""] * len(tests)
+    if len(given) != len(tests):
+        raise ValueError(
+            f"--against_embeddings is given {len(given)} times, expected "
+            f"{len(tests)}, once for each --against"
+        )
+    out = Path(workdir.create(a.out))
+    mine, *others = _embed([whole, *tests], [a.embeddings, *given], a.workdir, out)
+    embeddings, labels = mine.of(faces.rows), faces.labels.astype(np.int64)
+    centres = auditing.class_centres(embeddings, labels, num_classes=faces.num_classes)
+    threshold = a.threshold
+    if threshold is None:
+        threshold = auditing.suggest_threshold(
+            centres.unit, false_alarms=float(a.false_alarms)
+        )
+    lines = [
+        f"# Audit of {faces.name}",
+        "",
+        f"- {faces.num_classes:,} identities, {len(faces):,} images, of which "
+        f"{centres.left_out:,} have no embedding",
+        f"- threshold: cosine {threshold:.4f}"
+        + ("" if a.threshold is not None else " (estimated from the set itself)"),
+    ]
+    pairs = auditing.look_alike_classes(centres.unit, threshold=threshold, top=a.top)
+    counts = np.bincount(labels, minlength=faces.num_classes)
+    _write(out / "look_alikes.tsv", _look_alikes(faces, pairs, counts))
+    lines.append(f"- pairs of identities that look like one person: {pairs.found:,}")
+    wrong = auditing.outliers(
+        embeddings, labels, centres, threshold=threshold, top=a.top
+    )
+    _write(out / "outliers.tsv", _outliers(faces, wrong))
+    lines.append(
+        f"- images closer to another identity than to their own: {wrong.found:,} of "
+        f"{wrong.judged:,} that could be judged"
+    )
+    for test, found in zip(tests, others, strict=True):
+        overlap = _overlap(faces, centres, test, found, threshold, a.top)
+        _write(out / f"overlap_{test.name}.tsv", overlap)
+        lines.append(f"- identities that occur in {test.name}: {len(overlap):,}")
+    lines += ["", "Candidates to be looked at: relatives look alike, too.", ""]
+    workdir.write_text(epath.Path(out) / "audit.md", "\n".join(lines))
+    log.info("%s", "\n".join(lines[2:-2]))
+    return out
+
+
+def _embed(
+    sets: Sequence[EvaluationSet], paths: Sequence[str], run_folder: str, out: Path
+) -> list[Embedded]:
+    """Embeddings of all sets: those that are given, else with the network of a run."""
+    if run_folder:
+        run, state, _, _ = run_evaluation.open_workdir(None, run_folder)
+    found = []
+    for test, path in zip(sets, paths, strict=True):
+        if path and not run_folder:
+            store = stored.open_embeddings(path)
+        elif run_folder:
+            folder = Path(path or out / "embeddings" / test.name)
+            store = run_evaluation.store_embeddings(run, state, test, folder).read()
+        else:
+            raise ValueError(f"{test.name}: no embeddings given, and no --workdir")
+        found.append(from_stored(test, store, Options()))
+    return found
+
+
+def _look_alikes(
+    faces: FaceSet, pairs: auditing.ClassPairs, counts: np.ndarray
+) -> list[str]:
+    """Of each pair the identity with fewer images, each once."""
+    lines: dict[str, str] = {}
+    for a, b, cosine in zip(*pairs[:3], strict=True):
+        few, many = (a, b) if counts[a] <= counts[b] else (b, a)
+        name = faces.identities[few]
+        note = f"looks like {faces.identities[many]}, cosine {cosine:.3f}"
+        lines.setdefault(name, f"identity\t{name}\t{note}")
+    return list(lines.values())
+
+
+def _outliers(faces: FaceSet, found: auditing.Outliers) -> list[str]:
+    rows = found.rows.tolist()
+    records = faces.read(rows) if rows else []
+    return [
+        f"image\t{record['id']}\t{faces.identities[faces.labels[row]]} {own:.3f}, "
+        f"{faces.identities[other]} {cosine:.3f}"
+        for record, row, own, other, cosine in zip(
+            records, rows, found.own, found.other_class, found.other, strict=True
+        )
+        if isinstance(record, dict)
+    ]
+
+
+def _overlap(faces, centres, test, found: Embedded, threshold: float, top: int):
+    """Training identities close to somebody in a test set."""
+    rows = np.flatnonzero(found.position >= 0)
+    people = test.faces.label_of_row()[rows]
+    pairs = auditing.overlapping_identities(
+        centres.unit, found.of(rows), people, threshold, top=top
+    )
+    lines: dict[str, str] = {}
+    for a, b, cosine in zip(*pairs[:3], strict=True):
+        name = faces.identities[a]
+        note = f"looks like {test.faces.identities[b]} of {test.name}, {cosine:.3f}"
+        lines.setdefault(name, f"identity\t{name}\t{note}")
+    return list(lines.values())
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
+    workdir.write_text(epath.Path(path), "".join(f"{line}\n" for line in lines))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; a wrong input ends with one line and status 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("hyperface_jax").setLevel(logging.INFO)
+    try:
+        audit(parser().parse_args(argv))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main()

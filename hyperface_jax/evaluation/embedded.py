@@ -1,0 +1,112 @@
+"""A test set with its embeddings, and how its protocols are to be run."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from hyperface_jax.data.evaluation_set import EvaluationSet
+from hyperface_jax.data.pairs import Pairs
+from hyperface_jax.data.records import ids_of
+from hyperface_jax.evaluation import verification
+from hyperface_jax.evaluation.stored import Stored
+from hyperface_jax.evaluation.templates import INSIGHTFACE, Pooling
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is not in the data.
+
+    Attributes:
+      pooling: of template protocols.
+      bootstrap: draws of subjects for confidence intervals; 0 for none.
+      groups: image id or identity -> group, for error rates by group; may be empty.
+      group_fmr: false match rate of the one threshold for all groups.
+      distractors: [X, D], people who are in no test set; or None.
+    """
+
+    pooling: Pooling = INSIGHTFACE
+    bootstrap: int = 0
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    group_fmr: float = 1e-3
+    distractors: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedded:
+    """An evaluation set with the embeddings of the images that its protocols need.
+
+    Attributes:
+      data: the set.
+      views: float32 [n, V, D]: of each image, and of its mirror image where V = 2.
+      position: [rows of the source] -> index into views, or -1.
+      unreadable: row -> reason.
+      options: see there.
+    """
+
+    data: EvaluationSet
+    views: np.ndarray
+    position: np.ndarray
+    unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    options: Options = Options()
+
+    @functools.cached_property
+    def embeddings(self) -> np.ndarray:
+        """Sum of the views [n, D]."""
+        return np.asarray(self.views).sum(axis=1)
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Embeddings [len(rows), D]."""
+        return self.embeddings[self.position[rows]]
+
+    def scores(self, pairs: Pairs) -> np.ndarray:
+        """Cosine of each pair."""
+        return verification.pair_scores(
+            self.embeddings, self.position[pairs.first], self.position[pairs.second]
+        )
+
+
+def needed_rows(data: EvaluationSet) -> np.ndarray:
+    """Rows of the source that any protocol of a set needs, rising."""
+    needed = [data.open_set_rows, data.gallery, data.probes]
+    for pairs in (data.pairs, data.dev_pairs):
+        if pairs is not None:
+            needed += [pairs.first, pairs.second]
+    if data.templates is not None:
+        needed.append(data.faces.rows)
+    return np.unique(np.concatenate(needed)).astype(int)
+
+
+def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedded:
+    """A set with embeddings that were computed before, here or elsewhere.
+
+    Without ids row i is image i of the set.
+
+    Raises:
+      ValueError: an image of the set has no embedding.
+    """
+    rows = needed_rows(data)
+    if stored.ids is None:
+        count = len(data.faces.source)
+        if len(stored.views) != count:
+            raise ValueError(
+                f"{data.name}: {len(stored.views)} embeddings without ids, expected "
+                f"one for each of {count} images"
+            )
+        return Embedded(data, stored.views, np.arange(count), {}, options)
+    place = {id_: k for k, id_ in enumerate(stored.ids)}
+    position = np.full(len(data.faces.source), -1)
+    for id_, row in ids_of(data.faces.source).items():
+        position[row] = place.get(id_, -1)
+    lost = rows[position[rows] < 0]
+    if len(lost):
+        raise ValueError(
+            f"{data.name}: {len(lost)} of {len(rows)} images have no embedding"
+        )
+    row_of = np.full(len(stored.views), -1)
+    row_of[position[rows]] = rows
+    unreadable = {
+        int(row_of[k]): why for k, why in stored.unreadable.items() if row_of[k] >= 0
+    }
+    return Embedded(data, stored.views, position, unreadable, options)

@@ -1,0 +1,199 @@
+"""Embeddings in a folder: computed once, in parts, and read without a model.
+
+    embeddings.npy   float32 [N, V, D]; V = 2 views of each image: as it is, mirrored
+    ids.txt          id of each row, one a line
+    meta.json        shape, part size, fingerprints of images and weights
+    done/00003.json  part 3 is written; holds the rows that could not be read
+
+Parts may be written by several processes and in any order; a part without its file in
+done/ is computed again. Everything is on a local or mounted disk, because the array is
+memory-mapped.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+ARRAY, IDS, META, DONE = "embeddings.npy", "ids.txt", "meta.json", "done"
+PART_IMAGES = 16384
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """Embeddings to evaluate.
+
+    Attributes:
+      views: [N, V, D], not normalised; may be a memory map.
+      ids: of the rows, or None where row i is image i of the set.
+      unreadable: row -> reason; their embeddings are 0.
+    """
+
+    views: np.ndarray
+    ids: tuple[str, ...] | None = None
+    unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+
+def open_embeddings(path: str | os.PathLike) -> Stored:
+    """Opens a folder of ours, or somebody's .npy or .npz.
+
+    A .npy holds [N, D] or [N, V, D]; ids may stand beside it in a .txt of the same
+    name. A .npz holds `embeddings` and perhaps `ids`.
+
+    Raises:
+      ValueError: unfinished, of another shape, or with NaN among the ids' rows.
+    """
+    where = Path(path)
+    if where.is_dir():
+        return EmbeddingStore.open(where).read()
+    try:
+        loaded = np.load(where, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a .npy or .npz ({error})") from None
+    ids = None
+    if isinstance(loaded, np.ndarray):
+        views = loaded
+        beside = where.with_suffix(".txt")
+        if beside.exists():
+            ids = tuple(beside.read_text().splitlines())
+    else:
+        if "embeddings" not in loaded.files:
+            raise ValueError(f"{path}: holds {loaded.files}, expected 'embeddings'")
+        views = loaded["embeddings"]
+        if "ids" in loaded.files:
+            ids = tuple(map(str, loaded["ids"]))
+    if views.ndim == 2:
+        views = views[:, None]
+    if views.ndim != 3 or not np.issubdtype(views.dtype, np.floating):
+        raise ValueError(
+            f"{path}: {views.dtype} {list(views.shape)}, expected floats [N, D] or "
+            "[N, views, D]"
+        )
+    if ids is not None and len(ids) != len(views):
+        raise ValueError(f"{path}: {len(ids)} ids for {len(views)} embeddings")
+    return Stored(views, ids)
+
+
+class EmbeddingStore:
+    """Writes embeddings part by part, and reads them when all parts are there."""
+
+    def __init__(self, folder: Path, meta: Mapping[str, int | str]):
+        self._folder = folder
+        self._meta = dict(meta)
+
+    @classmethod
+    def open(cls, folder: Path) -> "EmbeddingStore":
+        """An existing folder.
+
+        Raises:
+          ValueError: it is none of ours.
+        """
+        try:
+            return cls(folder, json.loads((folder / META).read_text()))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder}: no embeddings in it ({error})") from None
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        ids: Sequence[str],
+        *,
+        views: int,
+        dimension: int,
+        images: str,
+        weights: str,
+        part_images: int = PART_IMAGES,
+    ) -> "EmbeddingStore":
+        """Makes the folder, or goes on with one of the same images and weights.
+
+        Args:
+          folder: to write to.
+          ids: of all rows.
+          views: V.
+          dimension: D.
+          images: fingerprint of the set.
+          weights: fingerprint of the network.
+          part_images: rows of a part.
+
+        Raises:
+          ValueError: it holds embeddings of something else.
+        """
+        meta: dict[str, int | str] = {
+            "rows": len(ids),
+            "views": views,
+            "dimension": dimension,
+            "part_images": part_images,
+            "images": images,
+            "weights": weights,
+        }
+        if (folder / META).exists():
+            store = cls.open(folder)
+            different = [k for k in meta if store._meta.get(k) != meta[k]]
+            if different:
+                raise ValueError(
+                    f"{folder} holds embeddings with other {', '.join(different)}; "
+                    "give another folder or delete it"
+                )
+            return store
+        (folder / DONE).mkdir(parents=True, exist_ok=True)
+        (folder / IDS).write_text("".join(f"{id_}\n" for id_ in ids))
+        shape = (len(ids), views, dimension)
+        array = np.lib.format.open_memmap(
+            folder / ARRAY, mode="w+", dtype=np.float32, shape=shape
+        )
+        array.flush()
+        temporary = folder / f"{META}.tmp"
+        temporary.write_text(json.dumps(meta, indent=1))
+        os.replace(temporary, folder / META)
+        return cls(folder, meta)
+
+    def missing(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, range]]:
+        """Number and rows of the parts that are not written yet.
+
+        Args:
+          part: of this process, from 0.
+          parts: number of processes that share the work.
+        """
+        rows, size = int(self._meta["rows"]), int(self._meta["part_images"])
+        for number in range(part, -(-rows // size), parts):
+            if not self._done(number).exists():
+                yield number, range(number * size, min((number + 1) * size, rows))
+
+    def write(
+        self, number: int, rows: range, views: np.ndarray, unreadable: Mapping[int, str]
+    ) -> None:
+        """Stores one part; it counts from the moment its file in done/ exists."""
+        array = np.load(self._folder / ARRAY, mmap_mode="r+")
+        array[rows.start : rows.stop] = views
+        array.flush()
+        temporary = self._done(number).with_suffix(".tmp")
+        temporary.write_text(json.dumps({str(k): v for k, v in unreadable.items()}))
+        os.replace(temporary, self._done(number))
+
+    def read(self) -> Stored:
+        """All embeddings, memory-mapped.
+
+        Raises:
+          ValueError: parts are missing.
+        """
+        missing = sum(1 for _ in self.missing())
+        if missing:
+            raise ValueError(f"{self._folder}: {missing} parts are not computed yet")
+        unreadable: dict[int, str] = {}
+        for file in sorted((self._folder / DONE).glob("*.json")):
+            found = json.loads(file.read_text())
+            unreadable |= {int(row): reason for row, reason in found.items()}
+        ids = tuple((self._folder / IDS).read_text().splitlines())
+        views = np.load(self._folder / ARRAY, mmap_mode="r")
+        if len(ids) != len(views):
+            raise ValueError(
+                f"{self._folder}: {len(ids)} ids for {len(views)} embeddings"
+            )
+        return Stored(views, ids, unreadable)
+
+    def _done(self, number: int) -> Path:
+        return self._folder / DONE / f"{number:05d}.json"

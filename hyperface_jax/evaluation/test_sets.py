@@ -1,0 +1,49 @@
+"""Opens a test set by what a config or a command line says."""
+
+import dataclasses
+
+import numpy as np
+from etils import epath
+
+from hyperface_jax.data import bin_set, loose_crops, sources
+from hyperface_jax.data.evaluation_set import EvaluationSet
+from hyperface_jax.evaluation.ijb import read_ijb
+
+
+def open_test(item: str) -> EvaluationSet:
+    """A test set.
+
+    Args:
+      item: a .bin file; "PATH;PAIRS", whatever `sources.open_path` opens with an LFW
+        pairs file; a folder with `meta/` and `loose_crop/` of IJB-B or IJB-C; or any
+        faces with identities (1:N with distractors). "NAME=" before it names it.
+
+    Raises:
+      ValueError: none of them.
+    """
+    name, equals, where = item.rpartition("=")
+    path, semicolon, pairs_path = where.partition(";")
+    folder = epath.Path(path)
+    if semicolon:
+        faces = sources.open_path(path, pairs_path=pairs_path)
+        found = dataclasses.replace(
+            EvaluationSet.of_pairs(folder.name.split(".")[0], faces),
+            open_set_rows=faces.rows,
+        )
+    elif path.endswith(".bin"):
+        found = bin_set.open_bin(path)
+    elif (folder / "meta").is_dir():
+        found = _open_ijb(folder)
+    else:
+        faces = sources.open_path(path)
+        found = EvaluationSet(folder.name.split(".")[0], faces, None, None, faces.rows)
+    return dataclasses.replace(found, name=name) if equals else found
+
+
+def _open_ijb(folder: epath.Path) -> EvaluationSet:
+    """IJB-B or IJB-C; images are cut out of the loose crops when they are read."""
+    meta = read_ijb(folder / "meta")
+    faces = loose_crops.open_loose_crops(
+        folder / "loose_crop", meta.image_names, np.asarray(meta.landmarks)
+    )
+    return EvaluationSet(name=folder.name, faces=faces, pairs=None, templates=meta)

@@ -1,0 +1,101 @@
+"""Sections of the report on error rates: curves, intervals, groups, papers' tables."""
+
+from collections.abc import Sequence
+from html import escape
+
+from hyperface_jax import plots, plots_curves, report_tables
+from hyperface_jax import report_html as html
+from hyperface_jax.evaluation.results import ProtocolResult, describe
+
+
+def curves(results: Sequence[ProtocolResult]) -> str:
+    """ROC, DET, CMC and the distributions of scores."""
+    scored = [result for result in results if len(result.scores)]
+    searched = [result for result in results if result.cmc is not None]
+    body = ""
+    if scored:
+        caption = "Each curve starts at the smallest FAR its impostor pairs can show."
+        body += html.image(plots_curves.roc_curves(scored), "ROC of all sets", caption)
+        body += html.image(plots_curves.det_curves(scored), "DET of all sets")
+        each = "".join(
+            html.image(plots.score_distributions(result), f"scores of {result.key}")
+            for result in scored
+        )
+        body += f'<div class="two">{each}</div>'
+    if searched:
+        body += html.image(plots_curves.cmc_curves(searched), "CMC of all sets")
+    return html.section("Curves and scores", body) if body else ""
+
+
+def intervals(results: Sequence[ProtocolResult]) -> str:
+    """95 % confidence intervals, where there are any."""
+    rows = [
+        [
+            escape(result.key),
+            describe(name)[0],
+            f"{100 * result.metrics.get(name, found.value):.2f}",
+            f"{100 * found.low:.2f} – {100 * found.high:.2f}",
+        ]
+        for result in results
+        for name, found in result.intervals.items()
+    ]
+    if not rows:
+        return ""
+    note = (
+        '<p class="note">95 %, in percent. k-fold accuracy: Student\'s t over the '
+        "folds. The others: bootstrap over the people in the test set (pairs of one "
+        "person are not independent), for the thresholds and the network as they are. "
+        "They say nothing about another training run.</p>"
+    )
+    table = html.table(["test set", "metric", "value", "interval"], rows)
+    return html.section("Confidence intervals", table + note)
+
+
+def groups(results: Sequence[ProtocolResult]) -> str:
+    """False match and non-match rates by group at one threshold."""
+    body = ""
+    for result in results:
+        if result.groups is None:
+            continue
+        found = result.groups
+        rows = [
+            [
+                row.kind.upper(),
+                escape(
+                    row.group
+                    if row.group == row.other
+                    else f"{row.group} / {row.other}"
+                ),
+                f"{100 * row.rate:.3f}",
+                f"{100 * row.low:.3f} – {100 * row.high:.3f}",
+                f"{row.errors:,}",
+                f"{row.pairs:,}",
+            ]
+            for row in found.rows
+        ]
+        head = ["rate", "group", "percent", "95 % (Wilson)", "errors", "pairs"]
+        body += f"<h3>{escape(result.key)}</h3>" + html.table(head, rows)
+        body += (
+            f'<p class="note">One threshold for all, {found.threshold:.4f}: FMR '
+            f"{100 * found.fmr:.3f} %, FNMR {100 * found.fnmr:.3f} % over all pairs. "
+            "FMR within a group and across two; intervals take pairs as independent, "
+            "which they are not quite.</p>"
+        )
+    return html.section("Error rates by group", body) if body else ""
+
+
+def paper_tables(results: Sequence[ProtocolResult]) -> str:
+    """The row of a paper's table, to copy as Markdown or LaTeX."""
+    found = report_tables.columns(results)
+    if not found:
+        return ""
+    head = [f"{name} {heading}" for name, heading, _ in found]
+    table = html.table(head, [[escape(value) for _, _, value in found]])
+    sources = "".join(
+        f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>"
+        for name, text in (
+            ("Markdown", report_tables.markdown(results)),
+            ("LaTeX", report_tables.latex(results)),
+        )
+    )
+    return html.section("As papers print it (percent)", table + sources)

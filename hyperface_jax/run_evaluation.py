@@ -1,0 +1,209 @@
+"""Evaluates the network of a run: while training, at its end, and later."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from hyperface_jax import classifier, metric_writer, outputs, workdir
+from hyperface_jax import config as config_lib
+from hyperface_jax.checkpoint import Checkpoints
+from hyperface_jax.data.evaluation_set import EvaluationSet
+from hyperface_jax.data.records import ids_of
+from hyperface_jax.evaluation import protocols, stored
+from hyperface_jax.evaluation.embed import ViewsFn, embed_to_store
+from hyperface_jax.evaluation.embedded import Options, needed_rows
+from hyperface_jax.evaluation.groups import read_groups
+from hyperface_jax.evaluation.results import ProtocolResult
+from hyperface_jax.evaluation.templates import parse_pooling
+from hyperface_jax.experiment import Experiment, create_experiment
+from hyperface_jax.train_state import TrainState
+
+
+def evaluate_state(
+    run: Experiment, state: TrainState, *, hardest: int, final: bool = False
+) -> list[ProtocolResult]:
+    """Runs the config's protocols with the weights of a state.
+
+    Args:
+      run: the experiment.
+      state: the weights.
+      hardest: pairs of each kind to keep as pictures.
+      final: also confidence intervals, which take a while.
+    """
+    c = run.config
+    options = make_options(
+        pooling=c.eval.pooling,
+        bootstrap=c.eval.bootstrap if final else 0,
+        groups=c.eval.groups,
+        group_fmr=c.eval.group_fmr,
+        distractors=c.eval.distractors,
+    )
+    embed = _views_fn(run, state)
+    embedded = [
+        protocols.embed_evaluation_set(test, embed, options, **_embed_settings(run))
+        for test in run.evaluation_sets
+    ]
+    return protocols.run_protocols(
+        embedded, c.eval.protocols, hardest=hardest, image_size=c.data.image_size
+    )
+
+
+def make_options(
+    *, pooling: str, bootstrap: int, groups: str, group_fmr: float, distractors: str
+) -> Options:
+    """Options from plain values; reads the files that are named."""
+    crowd = None
+    if distractors:
+        crowd = stored.open_embeddings(distractors).views
+        crowd = crowd[:, 0] if crowd.shape[1] == 1 else crowd.sum(axis=1)
+    return Options(
+        pooling=parse_pooling(pooling),
+        bootstrap=bootstrap,
+        groups=read_groups(groups) if groups else {},
+        group_fmr=group_fmr,
+        distractors=crowd,
+    )
+
+
+def _views_fn(run: Experiment, state: TrainState) -> ViewsFn:
+    weights, batch_stats = state.evaluation_weights(run.config.eval.use_ema)
+    return lambda images: run.embed(weights, batch_stats, images)
+
+
+def _embed_settings(run: Experiment) -> dict[str, Any]:
+    c = run.config
+    return {
+        "image_size": c.data.image_size,
+        "batch_size": c.eval.batch_size,
+        "threads": c.data.threads,
+        "mesh": run.mesh,
+    }
+
+
+def evaluate_and_report(
+    run: Experiment, state: TrainState, folder: epath.Path, *, best_step: int | None
+) -> list[ProtocolResult]:
+    """Evaluates and writes results, tables and report to a workdir."""
+    hardest = run.config.report.hardest if run.config.report.pictures else 0
+    results = evaluate_state(run, state, hardest=hardest, final=True)
+    report_run(run, state, folder, results, best_step=best_step)
+    return results
+
+
+def report_run(
+    run: Experiment,
+    state: TrainState,
+    folder: epath.Path,
+    results: list[ProtocolResult],
+    *,
+    best_step: int | None,
+) -> None:
+    """Writes the outputs of a run's evaluation."""
+    c = run.config
+    has_margin = c.head.loss != classifier.PLAIN_SOFTMAX
+    outputs.write_outputs(
+        folder,
+        results,
+        title=f"{c.head.loss} on {c.data.name}",
+        summary=_summary(run, state, best_step),
+        step=int(state.step),
+        config=c.to_dict(),
+        training=metric_writer.read_metrics(folder),
+        margin=c.head.loss if has_margin else None,
+        margin_value=float(run.margin(state.step)) if has_margin else None,
+        pictures=c.report.pictures,
+    )
+
+
+def open_workdir(
+    config: Any | None, path: epath.PathLike
+) -> tuple[Experiment, TrainState, epath.Path, int | None]:
+    """Experiment, newest state, folder and best step of a workdir.
+
+    Args:
+      config: takes the keys that do not change the mathematics (evaluation, report,
+        paths) from here, or None to repeat those of the run.
+      path: the workdir.
+    """
+    folder = workdir.absolute(path)
+    saved = config_lib.load(folder / workdir.CONFIG)
+    run = create_experiment(saved if config is None else config)
+    if config is not None:
+        config_lib.check_resumable(saved, run.config)
+    with Checkpoints(
+        folder,
+        keep_last=run.config.log.keep_last,
+        best_metric=run.config.log.best_metric,
+    ) as checkpoints:
+        state = checkpoints.restore(run.create_state())
+        best_step = checkpoints.best_step
+    return run, state, folder, best_step
+
+
+def evaluate_workdir(config: Any | None, path: epath.PathLike) -> list[ProtocolResult]:
+    """Evaluates the newest checkpoint of a workdir and writes its report anew."""
+    run, state, folder, best_step = open_workdir(config, path)
+    return evaluate_and_report(run, state, folder, best_step=best_step)
+
+
+def _summary(
+    run: Experiment, state: TrainState, best_step: int | None
+) -> dict[str, str]:
+    c = run.config
+    weights, _ = state.evaluation_weights(c.eval.use_ema)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
+    facts = {
+        "Training set": f"{run.train_set.name}: {run.train_set.num_classes} people, "
+        f"{len(run.train_set)} images",
+        "Backbone": f"{c.backbone.name}, width {c.backbone.width}, "
+        f"{parameters / 1e6:.2f} M parameters, {c.backbone.embedding_dim}-D",
+        "Loss": f"{c.head.loss}, {c.head.norm}, m = {float(run.margin(state.step)):g}"
+        + ("" if c.head.norm == "nfn" else f", s = {c.head.scale:g}"),
+        "Steps": f"{int(state.step)} of {c.train.batch_size} images",
+        "Weights evaluated": "moving average"
+        if c.eval.use_ema and state.ema
+        else "last step",
+    }
+    if best_step is not None:
+        facts["Best checkpoint"] = f"step {best_step} by {c.log.best_metric}"
+    return facts
+
+
+def store_embeddings(
+    run: Experiment,
+    state: TrainState,
+    test: EvaluationSet,
+    folder: Path,
+    *,
+    part: int = 0,
+    parts: int = 1,
+) -> stored.EmbeddingStore:
+    """Computes what is missing of a set's embeddings in a folder."""
+    rows = needed_rows(test)
+    names = {row: id_ for id_, row in ids_of(test.faces.source).items()}
+    weights = state.evaluation_weights(run.config.eval.use_ema)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(weights):
+        digest.update(np.asarray(leaf).tobytes())
+    store = stored.EmbeddingStore.create(
+        folder,
+        [names.get(int(row), f"#{row}") for row in rows],
+        views=2 if run.config.eval.flip else 1,
+        dimension=run.config.backbone.embedding_dim,
+        images=f"{test.faces.fingerprint}, {run.config.data.image_size} pixels",
+        weights=digest.hexdigest()[:16],
+    )
+    embed_to_store(
+        store,
+        _views_fn(run, state),
+        test.faces,
+        rows,
+        part=part,
+        parts=parts,
+        **_embed_settings(run),
+    )
+    return store

@@ -1,0 +1,150 @@
+"""data.cache: copies on disk and in memory, and orders that no host count changes."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import record_files
+import toy
+
+from hyperface_jax.data import (
+    caching,
+    datasets,
+    insightface,
+    orders,
+    pipeline,
+    sources,
+)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """150 people x 10 in RecordIO: 1 500 images of 16 pixels."""
+    folder = tmp_path_factory.mktemp("rec")
+    record_files.write_insightface(folder, people=150, images=10, size=16)
+    return insightface.open_insightface(folder)
+
+
+# --- order ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1500, 16), (1500, 48), (5000, 2048)])
+def test_lanes_are_whole_epochs_of_their_own_part(count, batch):
+    lanes = orders.LaneBatches(count, batch, seed=3)
+    steps = 3 * (count // batch + 2)
+    drawn = np.stack([lanes[step] for step in range(steps)])
+    assert drawn.shape == (steps, batch)
+    rows = batch // lanes.lanes
+    for lane in range(0, lanes.lanes, 7):
+        mine = drawn[:, lane * rows : (lane + 1) * rows].ravel()
+        size = lanes._edges[lane + 1] - lanes._edges[lane]
+        for epoch in range(2):
+            part = mine[epoch * size : (epoch + 1) * size]
+            expected = np.arange(lanes._edges[lane], lanes._edges[lane + 1])
+            np.testing.assert_array_equal(np.sort(part), expected)
+    times = np.bincount(drawn.ravel(), minlength=count)
+    assert times.min() >= 2
+    assert (drawn[0] != orders.LaneBatches(count, batch, seed=4)[0]).any()
+    again = orders.LaneBatches(count, batch, seed=3)
+    np.testing.assert_array_equal(again[steps - 1], drawn[-1])  # no state
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4, 16])
+def test_a_host_needs_its_part_only_and_the_order_is_that_of_one_host(hosts):
+    lanes = orders.LaneBatches(1500, 32, seed=0)
+    parts = [lanes.examples_of_host(k, hosts) for k in range(hosts)]
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(1500))
+    for step in (0, 7, 100):
+        rows = lanes[step].reshape(hosts, -1)
+        for k in range(hosts):
+            assert set(rows[k]) <= set(parts[k].tolist())
+
+
+def test_hosts_that_do_not_divide_and_too_few_images():
+    with pytest.raises(ValueError, match="3 hosts do not divide the 32 lanes"):
+        orders.LaneBatches(1500, 32, seed=0).examples_of_host(0, 3)
+    with pytest.raises(ValueError, match="20 images for 32 lanes of a batch of 32"):
+        orders.LaneBatches(20, 32, seed=0)
+
+
+# --- memory ---------------------------------------------------------------------------
+
+
+class Counting:
+    """A source that remembers what was read from it, in order."""
+
+    def __init__(self, source):
+        self.source, self.rows = source, []
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitems__(self, rows):
+        self.rows += list(rows)
+        return self.source.__getitems__(rows)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_ram_reads_once_in_order_and_gives_the_same_batches(faces, hosts):
+    indices = orders.batch_indices(faces.labels, batch_size=16, seed=1, by_lanes=True)
+    lanes = orders.LaneBatches(len(faces), 16, seed=1)
+    whole = pipeline.BatchReader(faces, image_size=16, threads=2)
+    for host in range(hosts):
+        counting = Counting(faces.source)
+        rows = faces.rows[lanes.examples_of_host(host, hosts)]
+        cached = dataclasses.replace(
+            faces, source=caching.RamSource(counting, np.sort(rows))
+        )
+        assert counting.rows == rows.tolist()  # its part, sequentially, once
+        reader = pipeline.BatchReader(cached, image_size=16, threads=2)
+        options = dict(batch_size=16, start_step=5, stop_step=40)
+        mine = pipeline.train_batches(
+            reader, indices, process_index=host, process_count=hosts, **options
+        )
+        expected = pipeline.train_batches(
+            whole, indices, process_index=host, process_count=hosts, **options
+        )
+        for a, b in zip(mine, expected, strict=True):
+            for key in a:
+                np.testing.assert_array_equal(a[key], b[key])
+        assert len(counting.rows) == len(rows)
+
+
+def test_a_set_beyond_memory_is_refused_before_it_is_read(faces, monkeypatch):
+    monkeypatch.setattr(caching, "available_memory", lambda: 1_000_000)
+    with pytest.raises(ValueError, match=r"data.cache=ram: about 0.0 GB for 1500 im"):
+        caching.RamSource(faces.source, np.arange(1500))
+
+
+# --- disk -----------------------------------------------------------------------------
+
+
+def test_a_copy_on_disk_is_read_instead(tmp_path):
+    source = record_files.write_insightface(tmp_path / "remote")
+    options = dict(config="", path=str(source), copy_to=str(tmp_path / "cache"))
+    copied = datasets.open_dataset("ms1m", **options)["train"]
+    assert copied.fingerprint == sources.open_path(str(source)).fingerprint
+    (source / "train.rec").rename(source / "gone")
+    assert copied.read([3])[0]["id"] == "4"
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+def test_copies_go_on_and_notice_other_contents(tmp_path, monkeypatch):
+    source = toy.write_folder(tmp_path / "faces", people=2, images=2)
+    cache = str(tmp_path / "cache")
+    first = caching.copy_to_disk(str(source), cache)
+    assert sources.open_path(first).num_classes == 2
+    assert caching.copy_to_disk(str(source), cache) == first
+    (source / "Person_00" / "new.jpg").write_bytes(b"123")
+    assert caching.copy_to_disk(str(source), cache) != first
+    single = caching.copy_to_disk(str(source / "Person_00" / "new.jpg"), cache)
+    assert Path(single).read_bytes() == b"123"
+    monkeypatch.setattr(
+        caching.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})
+    )
+    (source / "Person_00" / "more.jpg").write_bytes(b"1234")
+    with pytest.raises(ValueError, match=r"data.cache=disk: .* but 0.0 GB are free"):
+        caching.copy_to_disk(str(source), cache)
+    with pytest.raises(ValueError, match="not found, expected something to copy"):
+        caching.copy_to_disk(str(tmp_path / "nothing"), cache)

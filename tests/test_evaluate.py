@@ -1,0 +1,309 @@
+"""`python -m hyperface_jax.evaluate`, stored embeddings, and all kinds of test sets."""
+
+import json
+
+import numpy as np
+import pytest
+import record_files
+import toy
+
+from hyperface_jax import evaluate, report_tables
+from hyperface_jax.data import pipeline
+from hyperface_jax.evaluation import (
+    embedded,
+    protocols,
+    stored,
+    templates,
+    test_sets,
+    verification,
+)
+
+
+def run(*arguments):
+    return evaluate.evaluate_files(evaluate.parser().parse_args([*map(str, arguments)]))
+
+
+def fake_views(people, rng, spread=0.6, views=2, dimension=16):
+    """Embeddings of people, noisy, [N, V, D]."""
+    centres = np.random.default_rng(9).normal(size=(max(people) + 1, dimension))
+    noise = rng.normal(size=(len(people), views, dimension))
+    return (centres[people][:, None] + spread * noise).astype(np.float32)
+
+
+# --- storage --------------------------------------------------------------------------
+
+
+def test_parts_are_written_once_in_any_order_by_several_processes(tmp_path, rng):
+    views = rng.normal(size=(25, 2, 4)).astype(np.float32)
+    ids = [f"image {k}" for k in range(25)]
+    same = dict(views=2, dimension=4, images="a", weights="b", part_images=10)
+
+    def work(part, parts):
+        store = stored.EmbeddingStore.create(tmp_path / "e", ids, **same)
+        written = []
+        for number, rows in store.missing(part, parts):
+            bad = {12: "0 bytes"} if number == 1 else {}
+            store.write(number, rows, views[rows.start : rows.stop], bad)
+            written.append(number)
+        return store, written
+
+    store, first = work(1, 2)
+    assert first == [1]
+    with pytest.raises(ValueError, match="2 parts are not computed yet"):
+        store.read()
+    assert work(0, 2)[1] == [0, 2]
+    assert work(0, 1)[1] == []
+    found = stored.open_embeddings(tmp_path / "e")
+    np.testing.assert_array_equal(found.views, views)
+    assert found.ids == tuple(ids)
+    assert found.unreadable == {12: "0 bytes"}
+    with pytest.raises(ValueError, match="holds embeddings with other weights; give"):
+        stored.EmbeddingStore.create(tmp_path / "e", ids, **(same | {"weights": "c"}))
+
+
+def test_embeddings_of_others(tmp_path, rng):
+    array = rng.normal(size=(6, 4)).astype(np.float32)
+    np.save(tmp_path / "a.npy", array)
+    assert stored.open_embeddings(tmp_path / "a.npy").views.shape == (6, 1, 4)
+    assert stored.open_embeddings(tmp_path / "a.npy").ids is None
+    (tmp_path / "a.txt").write_text("".join(f"{k}\n" for k in "abcdef"))
+    assert stored.open_embeddings(tmp_path / "a.npy").ids == tuple("abcdef")
+    np.savez(tmp_path / "b.npz", embeddings=array, ids=np.array(list("abcdef")))
+    assert stored.open_embeddings(tmp_path / "b.npz").ids == tuple("abcdef")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: p.write_bytes(b"no"), "not a .npy or .npz"),
+        (lambda p: np.save(p, np.zeros((2, 2), int)), "expected floats"),
+        (lambda p: np.save(p, np.zeros(3)), "expected floats"),
+        (lambda p: p.mkdir(), "no embeddings in it"),
+        (lambda p: np.save(p, np.array([{}], object)), "not a .npy or .npz"),
+    ],
+)
+def test_files_that_are_no_embeddings(tmp_path, write, message):
+    path = tmp_path / "x.npy"
+    write(path)
+    with pytest.raises(ValueError, match=r"x\.npy") as error:
+        stored.open_embeddings(path)
+    assert message in str(error.value)
+
+
+# --- .bin and folders -----------------------------------------------------------------
+
+
+@pytest.fixture
+def lfw(tmp_path, rng):
+    """A .bin of 40 pairs of 5 people, and embeddings that know them."""
+    path = record_files.write_bin(tmp_path / "lfw.bin", pairs=40)
+    people = []
+    for k in range(40):
+        people += [k % 5, k % 5 if k % 2 == 0 else (k + 1) % 5]
+    np.save(tmp_path / "lfw.npy", fake_views(people, rng))
+    return path
+
+
+def test_a_stored_file_is_evaluated_without_a_network(tmp_path, lfw):
+    results = run(
+        *("--set", lfw, "--embeddings", tmp_path / "lfw.npy"),
+        *("--out", tmp_path / "out", "--hardest", 2),
+    )
+    (result,) = results
+    assert result.key == "lfw/verification"
+    views = np.load(tmp_path / "lfw.npy").sum(axis=1)
+    scores = verification.pair_scores(views, np.arange(0, 80, 2), np.arange(1, 80, 2))
+    np.testing.assert_allclose(result.scores, scores)
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["protocols"][0]["test_set"] == "lfw"
+    low, high = written["protocols"][0]["intervals"]["kfold_accuracy"]
+    assert low <= written["metrics"]["lfw/verification/kfold_accuracy"] <= high
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "lfw/verification" in page
+    assert "data:image/png;base64" in page
+    assert "k-fold acc." in (tmp_path / "out" / "results.md").read_text()
+    assert r"\toprule" in (tmp_path / "out" / "results.tex").read_text()
+
+
+def test_several_sets_and_their_combination(tmp_path, lfw):
+    other = record_files.write_bin(tmp_path / "agedb_30.bin", pairs=40)
+    array = tmp_path / "lfw.npy"
+    results = run(
+        *("--set", lfw, "--embeddings", array, "--set", other, "--embeddings", array),
+        *("--out", tmp_path / "out"),
+    )
+    assert [r.key for r in results] == [
+        "lfw/verification",
+        "agedb_30/verification",
+        "all/combined",
+    ]
+    assert len(results[2].scores) == 80
+    assert results[2].note == "pairs of lfw, agedb_30"
+    table = report_tables.markdown(results)
+    assert table.splitlines()[0].startswith("| lfw<br>k-fold acc. | agedb_30<br>k-fold")
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def folder_with_pairs(tmp_path):
+    folder = toy.write_folder(tmp_path / "people")
+    pairs = toy.write_pairs(tmp_path / "pairs.txt")
+    return folder, f"{folder};{pairs}"
+
+
+def test_folder_and_pairs_with_intervals_and_groups(tmp_path, rng):
+    folder, item = folder_with_pairs(tmp_path)
+    test = test_sets.open_test(item)
+    people = test.faces.labels
+    ids = [r["id"] for r in test.faces.read(range(len(people)))]
+    shuffled = rng.permutation(len(people))
+    np.savez(
+        tmp_path / "e.npz",
+        embeddings=fake_views(people, rng, spread=1.2)[shuffled],
+        ids=np.array(ids)[shuffled],
+    )
+    rows = [
+        f"{name},{'north' if k < 6 else 'south'}"
+        for k, name in enumerate(test.faces.identities)
+    ]
+    (tmp_path / "groups.csv").write_text("\n".join(rows))
+    results = run(
+        *("--set", f"mine={item}", "--embeddings", tmp_path / "e.npz"),
+        *("--out", tmp_path / "out", "--groups", tmp_path / "groups.csv"),
+        *("--bootstrap", 50, "--protocols", "verification,open_set"),
+        *("--group_fmr", 0.1),
+    )
+    assert [r.key for r in results] == ["mine/verification", "mine/open_set"]
+    result = results[0]
+    assert set(result.intervals) >= {"kfold_accuracy", "eer"}
+    assert result.intervals["eer"].low <= result.metrics["eer"]
+    assert {row.group for row in result.groups.rows} == {"north", "south"}
+    with pytest.raises(ValueError, match=r"far is 0.001, expected 1/impostors"):
+        run(
+            *("--set", item, "--embeddings", tmp_path / "e.npz", "--out", tmp_path),
+            *("--groups", tmp_path / "groups.csv", "--group_fmr", 1e-3),
+        )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Error rates by group" in page
+    assert "north" in page
+    assert folder.name in str(folder)
+
+
+def test_a_missing_embedding_and_wrong_counts_are_one_line(tmp_path, lfw, rng):
+    np.save(tmp_path / "short.npy", fake_views([0, 1], rng))
+    arguments = ["--set", str(lfw), "--out", str(tmp_path / "out")]
+    for path, text in (("short.npy", "2 embeddings without ids, expected one for"),):
+        with pytest.raises(SystemExit, match=text):
+            evaluate.main([*arguments, "--embeddings", str(tmp_path / path)])
+    np.savez(tmp_path / "i.npz", embeddings=np.zeros((2, 3)), ids=np.array(["0", "1"]))
+    with pytest.raises(SystemExit, match="78 of 80 images have no embedding"):
+        evaluate.main([*arguments, "--embeddings", str(tmp_path / "i.npz")])
+    with pytest.raises(SystemExit, match="--embeddings is given 2 times"):
+        evaluate.main([*arguments, *["--embeddings", "x"] * 2])
+    with pytest.raises(SystemExit, match="--embeddings and --out are needed"):
+        evaluate.main(arguments)
+    with pytest.raises(SystemExit, match="--protocols has 'roc', expected some of"):
+        evaluate.main([*arguments, "--protocols", "roc"])
+    with pytest.raises(SystemExit, match="expected N, D, F"):
+        evaluate.main([*arguments, "--pooling", "N2"])
+    with pytest.raises(SystemExit, match="not found, expected a folder"):
+        evaluate.main(["--set", "/nowhere", "--embeddings", "x", "--out", "y"])
+
+
+def test_distractors_by_both_rules(tmp_path, rng):
+    folder = toy.write_folder(tmp_path / "probes", people=4, images=3)
+    people = np.repeat(np.arange(4), 3)
+    np.save(tmp_path / "probes.npy", fake_views(people, rng, spread=0.1))
+    np.save(tmp_path / "crowd.npy", rng.normal(size=(500, 16)).astype(np.float32))
+    results = run(
+        *("--set", folder, "--embeddings", tmp_path / "probes.npy"),
+        *("--distractors", tmp_path / "crowd.npy", "--out", tmp_path / "out"),
+        *("--protocols", "distractors"),
+    )
+    assert results[0].name == "distractors_megaface"
+    assert results[0].counts == {"probes": 12, "searches": 24, "distractors": 500}
+    assert results[0].metrics["rank1"] > 0.9
+    assert len(results[0].cmc) == 100
+
+
+# --- templates ------------------------------------------------------------------------
+
+
+def write_ijb(folder, shared):
+    """The oracle's numbers in the form of NIST's files; no images."""
+    oracle = np.load(shared("oracles/ijb.npz"))
+    meta = folder / "meta"
+    meta.mkdir(parents=True)
+    count = len(oracle["template_id"])
+    lines = [
+        f"{k}.jpg {t} {m}"
+        for k, (t, m) in enumerate(
+            zip(oracle["template_id"], oracle["media_id"], strict=True)
+        )
+    ]
+    (meta / "ijbc_face_tid_mid.txt").write_text("\n".join(lines))
+    points = " ".join(["30 40 70 40 50 60 35 80 65 80"])
+    lines = [
+        f"{k}.jpg {points} {oracle['face_score'][k]!r}".replace(
+            "np.float32(", ""
+        ).replace(")", "")
+        for k in range(count)
+    ]
+    (meta / "ijbc_name_5pts_score.txt").write_text("\n".join(lines))
+    rows = zip(*(oracle[f"pair_{k}"] for k in ("t1", "t2", "label")), strict=True)
+    (meta / "ijbc_template_pair_label.txt").write_text(
+        "\n".join(f"{a} {b} {c}" for a, b, c in rows)
+    )
+    for file, key in (
+        ("gallery_G1", "gallery1"),
+        ("gallery_G2", "gallery2"),
+        ("probe_mixed", "probe"),
+    ):
+        rows = zip(oracle[f"{key}_t"], oracle[f"{key}_s"], strict=True)
+        text = "TEMPLATE_ID,SUBJECT_ID\n" + "\n".join(f"{t},{s}" for t, s in rows)
+        (meta / f"ijbc_1N_{file}.csv").write_text(text)
+    return oracle
+
+
+@pytest.mark.parametrize("pooling", ["N1D1F1", "N1D0F1", "N0D1F0"])
+def test_ijb_from_its_files_agrees_with_the_oracle(tmp_path, shared, pooling):
+    oracle = write_ijb(tmp_path / "IJBC", shared)
+    np.save(tmp_path / "f.npy", oracle["features"])
+    one, many = run(
+        *("--set", tmp_path / "IJBC", "--embeddings", tmp_path / "f.npy"),
+        *("--out", tmp_path / "out", "--pooling", pooling),
+    )
+    assert (one.key, many.key) == (
+        "IJBC/templates_verification",
+        "IJBC/templates_identification",
+    )
+    for far, expected in zip(
+        ("1e-3", "1e-2", "1e-1"), oracle[f"tar_at_far/{pooling}"][1:], strict=True
+    ):
+        np.testing.assert_allclose(one.metrics[f"nearest_tar@far={far}"], expected)
+    np.testing.assert_allclose(one.metrics["auc"], oracle[f"auc/{pooling}"])
+    if pooling == "N1D1F1":
+        for name in ("nist", "pairs"):
+            found = [many.metrics[f"{name}_rank{k}"] for k in (1, 5, 10)]
+            np.testing.assert_allclose(found, oracle[f"{name}/rank1_5_10"])
+            found = [many.metrics[f"{name}_tpir@fpir={f}"] for f in ("1e-2", "1e-1")]
+            np.testing.assert_allclose(found, oracle[f"{name}/tpir_at_fpir_0.01_0.1"])
+    assert pooling in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_ijb_images_are_aligned_while_they_are_read(tmp_path, shared):
+    pytest.importorskip("cv2")
+    write_ijb(tmp_path / "IJBC", shared)
+    crops = tmp_path / "IJBC" / "loose_crop"
+    crops.mkdir()
+    (crops / "0.jpg").write_bytes(toy.jpeg(toy.person_image(0, 0, 100)))
+    test = test_sets.open_test(str(tmp_path / "IJBC"))
+    batch = pipeline.BatchReader(test.faces, image_size=112, threads=1)([0, 1])
+    assert batch["weight"].tolist() == [1, 0]
+    assert batch["image"][0].std() > 5
+    assert embedded.needed_rows(test).tolist() == list(range(700))
+
+
+def test_poolings_have_names():
+    for text in ("N1D1F1", "N0D1F0"):
+        assert str(templates.parse_pooling(text)) == text
+    assert set(protocols.PROTOCOLS) >= {"templates_verification", "distractors"}
