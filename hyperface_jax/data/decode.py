@@ -36,6 +36,26 @@ def decode_image(data: bytes | np.ndarray, size: int) -> np.ndarray:
     return image
 
 
+def decode_into(data: bytes | np.ndarray, out: np.ndarray) -> None:
+    """`decode_image` into an array: saves a copy where a JPEG has the right size.
+
+    Args:
+      data: as `decode_image`.
+      out: uint8 [size, size, 3], contiguous; 0 where the image cannot be decoded.
+
+    Raises:
+      BadImageError: the bytes cannot be decoded.
+    """
+    if isinstance(data, bytes) and data[:2] == b"\xff\xd8":
+        try:
+            if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == out.shape:
+                return
+        except ValueError:
+            pass  # larger than `out`, of another colour space, or damaged
+    out[:] = 0
+    out[:] = decode_image(data, len(out))
+
+
 def decode_rgb(data: bytes) -> np.ndarray:
     """Decodes to uint8 RGB [H, W, 3] of the image's own size.
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_data_source
+from array_record.python.array_record_module import (  # pyright: ignore[reportMissingModuleSource, reportAttributeAccessIssue]
+    ArrayRecordReader,
+)
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
@@ -30,16 +32,18 @@ LABELS = "labels.npy"
 IDENTITIES = "identities.txt"
 REJECTED = "rejected.tsv"
 CARD = "card.md"
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
 
 # Generated code, which no type checker can follow.
 _Example: Any = getattr(tf_example_pb2, "Example")  # noqa: B009
 
 
 class ShardSource:
-    """Records of array_record shards, parsed without TFDS's checks of each feature.
+    """Records of array_record shards.
 
-    TFDS turns each field into an array of its declared dtype; here the image stays the
-    bytes that it is. A third of the time of its own data source (benchmarks).
+    Parsed without TFDS's checks, which turn each field into an array of its declared
+    dtype, and read without the thread pool a shard of array_record's own data source:
+    that takes longer than reading a face does (benchmarks/reading.py).
 
     Args:
       files: shards in order.
@@ -47,7 +51,9 @@ class ShardSource:
 
     def __init__(self, files: Sequence[str]):
         self._files = list(files)
-        self._records = array_record_data_source.ArrayRecordDataSource(self._files)
+        self._readers = [ArrayRecordReader(f, _READER_OPTIONS) for f in self._files]
+        counts = [reader.num_records() for reader in self._readers]
+        self._starts = np.cumsum([0, *counts])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_files": self._files}
@@ -56,23 +62,34 @@ class ShardSource:
         self.__init__(state["_files"])
 
     def __len__(self) -> int:
-        return len(self._records)
+        return int(self._starts[-1])
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
-        """Records; a damaged shard is an error for all of them."""
-        if not len(rows):
-            return []
-        try:
-            return [parse(data) for data in self._records.__getitems__(list(rows))]
-        except (RuntimeError, ValueError, IndexError):
-            return [self._alone(row) for row in rows]
+        """Records; one in a damaged part of a shard is an error."""
+        wanted = np.asarray(rows, np.int64)
+        owner = np.searchsorted(self._starts, wanted, side="right") - 1
+        found: list[Record] = [BadRecordError("not read")] * len(wanted)
+        for k in np.unique(owner):
+            places = np.flatnonzero(owner == k)
+            records = self._read(int(k), (wanted[places] - self._starts[k]).tolist())
+            for place, record in zip(places.tolist(), records, strict=True):
+                found[place] = record
+        return found
 
-    def _alone(self, row: int) -> Record:
-        """One record of a batch in which something is damaged."""
+    def _read(self, shard: int, positions: list[int]) -> list[Record]:
+        reader = self._readers[shard]
         try:
-            return parse(self._records.__getitems__([row])[0])
+            return [parse(data) for data in reader.read(positions)]
         except (RuntimeError, ValueError, IndexError) as error:
-            return BadRecordError(f"record {row}: {' '.join(str(error).split())[:160]}")
+            if len(positions) == 1:
+                why = " ".join(str(error).split())[:160]
+                where = f"{self._files[shard]}, record {positions[0]}"
+                return [BadRecordError(f"{where}: {why}")]
+            # A reader that met damage stays in that state: go on with a new one.
+            self._readers[shard] = ArrayRecordReader(
+                self._files[shard], _READER_OPTIONS
+            )
+            return [record for p in positions for record in self._read(shard, [p])]
 
     def take(self, rows: np.ndarray) -> "TakenRows":
         """The given rows as a source of their own."""
