@@ -188,6 +188,7 @@ def convert(
         license_text=license_text,
         pairs_path=pairs_path,
     )
+    kept = sum(len(part.rows) for part in written.parts())
     preparing.publish(written)
     for id_, why in written.rejected[:20]:
         log.warning("%s left out: %s", id_, why)
@@ -197,5 +198,4 @@ def convert(
             len(written.rejected) - 20,
             folder / prepared.REJECTED,
         )
-    kept = sum(len(part.rows) for part in written.parts)
     log.info("%s: %d images of %d people", folder, kept, faces.num_classes)

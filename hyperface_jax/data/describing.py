@@ -3,9 +3,10 @@
 import datetime
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -15,7 +16,6 @@ from hyperface_jax.data import pairs, prepared
 from hyperface_jax.data.face_set import FaceSet, fingerprint_of
 from hyperface_jax.data.preparing import SPLIT, VERSION, Written
 from hyperface_jax.data.records import ids_of
-from hyperface_jax.data.shards import Part
 
 log = logging.getLogger(__name__)
 
@@ -44,65 +44,125 @@ def describe(
       pairs_path: verification pairs in LFW's format, by image id; or "".
     """
     folder = written.folder
-    rows = np.concatenate([part.rows for part in written.parts])
-    labels = np.concatenate([part.labels for part in written.parts])
+    facts = gather(written)
     with (folder / prepared.LABELS).open("wb") as file:
-        np.save(file, labels)
+        np.save(file, facts.labels)
     _write_lines(folder / prepared.IDENTITIES, faces.identities)
     _write_lines(
         folder / prepared.REJECTED, [f"{id_}\t{why}" for id_, why in written.rejected]
     )
-    repeats = duplicates(written.parts)
-    _write_lines(folder / DUPLICATES, _duplicate_lines(faces, rows, labels, repeats))
-    split: dict[str, Any] = {"fingerprint": _fingerprint(faces, written, rows)}
+    repeats = duplicates(written)
+    _write_lines(folder / DUPLICATES, _duplicate_lines(faces, repeats))
+    split: dict[str, Any] = {"fingerprint": _fingerprint(faces, written)}
     if pairs_path:
-        split["pairs"] = _pairs(faces, rows, written, pairs_path).to_json()
+        split["pairs"] = _pairs(faces, written, pairs_path).to_json()
     metadata = {"source": source, "source_fingerprint": source_fingerprint}
-    _write_info(written, name, metadata | {"splits": {SPLIT: split}})
-    text = card(faces, written, labels, repeats, name, source, license_text)
+    _write_info(written, name, facts, metadata | {"splits": {SPLIT: split}})
+    text = card(faces, written, facts, repeats, name, source, license_text)
     (folder / prepared.CARD).write_text(text)
 
 
-def duplicates(parts: Sequence[Part]) -> list[np.ndarray]:
-    """Groups (indices of stored records) whose payloads are equal, by their hash."""
-    hashes = np.concatenate([part.hashes for part in parts])
+class Facts(NamedTuple):
+    """Of all shards together.
+
+    Attributes:
+      labels: int32 [N], of each stored record.
+      shard_lengths: records of each shard.
+      num_bytes: of all serialised records.
+      shapes: (height, width) -> images.
+    """
+
+    labels: np.ndarray
+    shard_lengths: list[int]
+    num_bytes: int
+    shapes: Counter[tuple[int, int]]
+
+
+def gather(written: Written) -> Facts:
+    """Reads the parts once, one after the other."""
+    labels, num_bytes, shapes = [], 0, Counter()
+    for part in written.parts():
+        labels.append(part.labels)
+        num_bytes += part.num_bytes
+        found, number = np.unique(part.sizes, axis=0, return_counts=True)
+        shapes.update(
+            {(int(h), int(w)): int(n) for (h, w), n in zip(found, number, strict=True)}
+        )
+    lengths = [len(part) for part in labels]
+    return Facts(np.concatenate(labels), lengths, num_bytes, shapes)
+
+
+class Repeat(NamedTuple):
+    """Stored records with one payload.
+
+    Attributes:
+      rows: index in the source set of each, rising.
+      labels: of each.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def duplicates(written: Written) -> list[Repeat]:
+    """Groups of records whose payloads are equal, by their hash.
+
+    A pass over the parts for each value of 4 bits of the hash holds a sixteenth of
+    them in memory.
+    """
+    found = []
+    for bucket in range(16):
+        hashes, rows, labels = [], [], []
+        for part in written.parts():
+            mine = part.hashes[:, 0] >> np.uint64(60) == bucket
+            hashes.append(part.hashes[mine])
+            rows.append(part.rows[mine])
+            labels.append(part.labels[mine])
+        found += _equal(*(np.concatenate(a) for a in (hashes, rows, labels)))
+    return sorted(found, key=lambda repeat: int(repeat.rows[0]))
+
+
+def _equal(hashes: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> list[Repeat]:
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))
     same = (hashes[order][1:] == hashes[order][:-1]).all(axis=1)
+    if not same.any():
+        return []
     starts = np.flatnonzero(~np.concatenate([[False], same]))
-    groups = np.split(order, starts[1:]) if same.any() else []
-    return [np.sort(group) for group in groups if len(group) > 1]
+    groups = np.split(order, starts[1:])
+    return [
+        Repeat(rows[group], labels[group])
+        for group in map(np.sort, groups)
+        if len(group) > 1
+    ]
 
 
-def _duplicate_lines(
-    faces: FaceSet, rows: np.ndarray, labels: np.ndarray, groups: Sequence[np.ndarray]
-) -> list[str]:
+def _duplicate_lines(faces: FaceSet, repeats: Sequence[Repeat]) -> list[str]:
     """An exclusion list that keeps the first of each group within an identity.
 
     The same picture under two names is wrong under one of them at least, and nobody
     can tell which from the bytes: all of them are listed.
     """
     lines = []
-    for group in groups:
-        records = faces.read(rows[group].tolist())
+    for repeat in repeats:
+        records = faces.read(repeat.rows.tolist())
         ids = [r["id"] if isinstance(r, dict) else "?" for r in records]
-        people = [faces.identities[label] for label in labels[group]]
-        if len(set(people)) > 1:
-            names = ", ".join(sorted(set(people)))
+        people = sorted({faces.identities[label] for label in repeat.labels})
+        if len(people) > 1:
+            names = ", ".join(people)
             lines += [f"image\t{id_}\tsame bytes under {names}" for id_ in ids]
         else:
             lines += [f"image\t{id_}\tsame bytes as {ids[0]}" for id_ in ids[1:]]
     return lines
 
 
-def _fingerprint(faces: FaceSet, written: Written, rows: np.ndarray) -> str:
+def _fingerprint(faces: FaceSet, written: Written) -> str:
     """The source's own where nothing was changed: a run may go on with the copy."""
-    whole = len(rows) == len(faces)
-    return faces.fingerprint if whole else fingerprint_of(faces.fingerprint, rows)
+    lost = [row for part in written.parts() for row, _, _ in part.rejected]
+    return fingerprint_of(faces.fingerprint, lost) if lost else faces.fingerprint
 
 
-def _pairs(
-    faces: FaceSet, rows: np.ndarray, written: Written, path: str
-) -> pairs.Pairs:
+def _pairs(faces: FaceSet, written: Written, path: str) -> pairs.Pairs:
+    rows = np.concatenate([part.rows for part in written.parts()])
     stored = np.full(len(faces.source), -1)
     stored[faces.rows[rows]] = np.arange(len(rows))
     known = ids_of(faces.source)
@@ -116,7 +176,9 @@ def _pairs(
         raise
 
 
-def _write_info(written: Written, name: str, metadata: Mapping[str, Any]) -> None:
+def _write_info(
+    written: Written, name: str, facts: Facts, metadata: Mapping[str, Any]
+) -> None:
     template = tfds.core.ShardedFileTemplate(
         data_dir=epath.Path(written.folder),
         dataset_name=name,
@@ -129,8 +191,8 @@ def _write_info(written: Written, name: str, metadata: Mapping[str, Any]) -> Non
         split_infos=[
             tfds.core.SplitInfo(
                 name=SPLIT,
-                shard_lengths=[len(part.rows) for part in written.parts],
-                num_bytes=sum(part.num_bytes for part in written.parts),
+                shard_lengths=facts.shard_lengths,
+                num_bytes=facts.num_bytes,
                 filename_template=template,
             )
         ],
@@ -145,14 +207,14 @@ def _write_info(written: Written, name: str, metadata: Mapping[str, Any]) -> Non
 def card(
     faces: FaceSet,
     written: Written,
-    labels: np.ndarray,
-    repeats: Sequence[np.ndarray],
+    facts: Facts,
+    repeats: Sequence[Repeat],
     name: str,
     source: str,
     license_text: str,
 ) -> str:
     """Markdown for people: what is in the dataset, and what was left out and why."""
-    counts = np.bincount(labels, minlength=faces.num_classes)
+    counts = np.bincount(facts.labels, minlength=faces.num_classes)
     counts = counts[counts > 0]
     edges = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
     histogram = []
@@ -160,12 +222,9 @@ def card(
         inside = (counts >= low) & (counts < (high or np.inf))
         title = f"{low}" if high == low + 1 else f"{low}–{high - 1 if high else ''}"
         histogram.append(f"| {title} | {inside.sum():,} | {counts[inside].sum():,} |")
-    sizes = np.concatenate([part.sizes for part in written.parts])
-    shapes, number = np.unique(sizes, axis=0, return_counts=True)
-    most = np.argsort(-number)[:10]
-    across = sum(len(set(labels[group])) > 1 for group in repeats)
+    most = facts.shapes.most_common(10)
+    across = sum(len(set(repeat.labels.tolist())) > 1 for repeat in repeats)
     today = datetime.datetime.now(datetime.UTC)
-    num_bytes = sum(part.num_bytes for part in written.parts)
     lines = [
         f"# {name}",
         "",
@@ -173,11 +232,11 @@ def card(
         f"- Licence: {license_text or 'not stated by whoever prepared it'}",
         f"- Prepared: {today:%Y-%m-%d}, version {VERSION}",
         f"- Identities: {len(counts):,}",
-        f"- Images: {len(labels):,} ({num_bytes:,} bytes)",
+        f"- Images: {len(facts.labels):,} ({facts.num_bytes:,} bytes)",
         f"- Images an identity: {counts.min():,} to {counts.max():,}, median "
         f"{np.median(counts):g}, mean {counts.mean():.1f}",
         f"- Rejected records: {len(written.rejected):,} (all in {prepared.REJECTED})",
-        f"- Exact duplicates: {sum(len(g) - 1 for g in repeats):,} images in "
+        f"- Exact duplicates: {sum(len(r.rows) - 1 for r in repeats):,} images in "
         f"{len(repeats):,} groups, {across:,} of them across identities "
         f"({DUPLICATES}, a list for --exclude)",
         "",
@@ -189,11 +248,11 @@ def card(
         "",
         "| height x width | images |",
         "|---:|---:|",
-        *(f"| {shapes[k][0]} x {shapes[k][1]} | {number[k]:,} |" for k in most),
+        *(f"| {height} x {width} | {n:,} |" for (height, width), n in most),
     ]
-    if len(shapes) > 10:
-        others = number.sum() - number[most].sum()
-        lines.append(f"| {len(shapes) - 10:,} other sizes | {others:,} |")
+    if len(facts.shapes) > 10:
+        others = len(facts.labels) - sum(n for _, n in most)
+        lines.append(f"| {len(facts.shapes) - 10:,} other sizes | {others:,} |")
     if written.rejected:
         lines += ["", "| first rejected records | reason |", "|---|---|"]
         lines += [f"| {id_} | {why} |" for id_, why in written.rejected[:20]]

@@ -22,7 +22,7 @@ class FaceSet:
     Attributes:
       name: for messages, e.g. "synth_faces/laptop train".
       source: all records of the underlying split.
-      rows: int64 [N], the records of `source` that belong to this set.
+      rows: int [N], the records of `source` that belong to this set.
       labels: int32 [N], identity of each, 0..C-1.
       source_labels: int32 [rows of source], the label that each record must carry.
       identities: names of the C people.
@@ -94,7 +94,9 @@ def fingerprint_of(*parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            digest.update(np.ascontiguousarray(part, "<i8").tobytes())
+            for start in range(0, len(part), 1 << 20):
+                chunk = np.ascontiguousarray(part[start : start + (1 << 20)], "<i8")
+                digest.update(chunk.data)
         else:
             digest.update(repr(part).encode())
     return digest.hexdigest()[:16]
@@ -102,7 +104,7 @@ def fingerprint_of(*parts: Any) -> str:
 
 def drop_empty(faces: FaceSet) -> FaceSet:
     """Leaves out identities without an image; the labels of the others move up."""
-    present = np.unique(faces.labels)
+    present = np.flatnonzero(np.bincount(faces.labels, minlength=faces.num_classes))
     lost = faces.num_classes - len(present)
     if not lost:
         return faces
@@ -136,7 +138,7 @@ def concatenate(sets: Sequence[FaceSet]) -> FaceSet:
     return FaceSet(
         name=" + ".join(s.name for s in sets),
         source=ConcatSource([s.source for s in sets], carried[:-1].tolist()),
-        rows=np.concatenate([sets[k].rows + starts[k] for k in each]),
+        rows=np.concatenate([sets[k].rows.astype(np.int64) + starts[k] for k in each]),
         labels=np.concatenate([sets[k].labels + classes[k] for k in each]).astype(
             np.int32
         ),

@@ -29,39 +29,33 @@ _SAMPLED = 64  # records read when the folder is opened, to see that the files f
 
 
 class RecordIOSource:
-    """Image records of a RecordFile.
+    """Image records of a RecordFile that holds nothing else.
 
     Args:
       file: the records.
-      positions: int64 [N], positions in `file` of the images.
     """
 
-    def __init__(self, file: RecordFile, positions: np.ndarray):
+    def __init__(self, file: RecordFile):
         self._file = file
-        self._positions = positions
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self._file)
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
         """Records; the id is the key."""
         return [self._record(int(row)) for row in rows]
 
     def _record(self, row: int) -> Record:
-        position = int(self._positions[row])
         try:
-            payload = self._file.read(position)
+            payload = self._file.read(row)
             label = whole_label(payload.labels)
         except BadRecordError as error:
             return error
-        key = str(self._file.keys[position])
-        return {"image": payload.image, "label": label, "id": key}
+        return {"image": payload.image, "label": label, "id": str(self._file.keys[row])}
 
     def take(self, rows: np.ndarray) -> "RecordIOSource":
         """The given rows as a source of their own."""
-        return RecordIOSource(
-            self._file.take(self._positions[rows]), np.arange(len(rows))
-        )
+        return RecordIOSource(self._file.take(rows))
 
 
 def whole_label(labels: np.ndarray) -> int:
@@ -100,25 +94,25 @@ def open_insightface(path: epath.PathLike) -> FaceSet:
             raise ValueError(f"{folder}: no {name}, expected InsightFace's files")
     file = RecordFile.open(folder / "train.rec", folder / "train.idx")
     _check_pair(file)
-    positions, ranges = image_positions(file)
-    if not len(positions):
+    images, identities = split_file(file)
+    if not len(images):
         raise ValueError(f"{folder}: no image among {len(file)} records")
-    labels = _labels_from_ranges(file, positions, ranges)
+    labels = _labels_from_ranges(images, identities)
     rejected: dict[str, str] = {}
     if labels is None:
-        labels, rejected = _scan_labels(file, positions)
-    rows = np.flatnonzero(labels >= 0)
-    if not len(rows):
+        labels, rejected = _scan_labels(images)
+    usable = labels >= 0
+    if not usable.any():
         raise ValueError(f"{folder}: none of {len(labels)} records has a usable label")
     count = _num_classes(folder, labels)
     faces = FaceSet(
         name=folder.name,
-        source=RecordIOSource(file, positions),
-        rows=rows,
-        labels=labels[rows].astype(np.int32),
-        source_labels=labels.astype(np.int32),
+        source=RecordIOSource(images),
+        rows=np.flatnonzero(usable).astype(np.int32),
+        labels=labels if usable.all() else labels[usable],
+        source_labels=labels,
         identities=tuple(map(str, range(count))),
-        fingerprint=fingerprint_of("recordio", file.size, file.keys, labels),
+        fingerprint=fingerprint_of("recordio", file.size, images.keys, labels),
         rejected=rejected,
     )
     return drop_empty(faces)
@@ -145,16 +139,15 @@ def _check_pair(file: RecordFile) -> None:
         )
 
 
-def image_positions(file: RecordFile) -> tuple[np.ndarray, np.ndarray | None]:
-    """Positions of the images, and of the identity records or None.
+def split_file(file: RecordFile) -> tuple[RecordFile, RecordFile | None]:
+    """The images, and the identity records where there is a header record.
 
     Whether a record holds an image is looked up, because the header's own numbers
     may be rounded: images come first, identity records (no image) last, so the
     border is found by bisection.
     """
-    everything = np.arange(len(file))
     if file.keys[0] != 0 or not _is_header(file, 0):
-        return everything, None
+        return file, None
     low, high = 1, len(file)  # the first record without an image is in [low, high]
     while low < high:
         middle = (low + high) // 2
@@ -162,7 +155,7 @@ def image_positions(file: RecordFile) -> tuple[np.ndarray, np.ndarray | None]:
             low = middle + 1
         else:
             high = middle
-    return everything[1:low], everything[low:]
+    return file.take(slice(1, low)), file.take(slice(low, None))
 
 
 def _is_header(file: RecordFile, position: int) -> bool:
@@ -182,48 +175,50 @@ def _has_image(file: RecordFile, position: int) -> bool:
 
 
 def _labels_from_ranges(
-    file: RecordFile, positions: np.ndarray, ranges: np.ndarray | None
+    images: RecordFile, identities: RecordFile | None
 ) -> np.ndarray | None:
     """Label of each image from the identity records, where these can be trusted."""
-    if ranges is None or not len(ranges) or file.keys[-1] > EXACT_KEYS:
+    if identities is None or not len(identities) or identities.keys[-1] > EXACT_KEYS:
         return None
-    keys = file.keys[positions]
     try:
-        limits = np.array([file.read(int(p)).labels[:2] for p in ranges], np.float64)
+        limits = np.array(
+            [identities.read(k).labels[:2] for k in range(len(identities))], np.float64
+        )
     except (RecordIOError, ValueError):
         return None
     if limits.ndim != 2 or limits.shape[1] != 2 or not np.isfinite(limits).all():
         return None
-    starts, stops = limits.astype(np.int64).T
+    keys, (starts, stops) = images.keys, limits.astype(np.int64).T
     tiles = (starts[1:] == stops[:-1]).all() and (stops >= starts).all()
-    if not tiles or starts[0] != keys[0] or stops[-1] != keys[-1] + 1:
+    if not tiles or starts[0] != keys[0] or stops[-1] != int(keys[-1]) + 1:
         return None
-    labels = np.searchsorted(stops, keys, side="right")
+    labels = np.empty(len(keys), np.int32)
+    for start in range(0, len(keys), 1 << 20):
+        part = slice(start, start + (1 << 20))
+        labels[part] = np.searchsorted(stops, keys[part], side="right")
     for k in np.unique(np.linspace(0, len(keys) - 1, _SAMPLED).astype(int)):
         try:
-            if whole_label(file.read_labels(int(positions[k]))) != labels[k]:
+            if whole_label(images.read_labels(int(k))) != labels[k]:
                 return None
         except BadRecordError:
             continue
     return labels
 
 
-def _scan_labels(
-    file: RecordFile, positions: np.ndarray
-) -> tuple[np.ndarray, dict[str, str]]:
+def _scan_labels(images: RecordFile) -> tuple[np.ndarray, dict[str, str]]:
     """Label of each image from its own record, -1 where it cannot be used."""
-    labels = np.full(len(positions), -1, np.int64)
+    labels = np.full(len(images), -1, np.int32)
     rejected = {}
-    for k, position in enumerate(tqdm(positions, "labels", disable=len(labels) < 1e5)):
-        try:
-            labels[k] = whole_label(file.read_labels(int(position)))
-        except BadRecordError as error:
-            rejected[str(file.keys[position])] = str(error)
     # One label of 3e9 must not make three billion classes.
-    far = np.flatnonzero(labels >= 2 * max(len(labels), 1000))
-    for k in far:
-        rejected[str(file.keys[positions[k]])] = f"label is {labels[k]}: out of range"
-    labels[far] = -1
+    most = 2 * max(len(labels), 1000)
+    for k in tqdm(range(len(images)), "labels", disable=len(images) < 1e5):
+        try:
+            label = whole_label(images.read_labels(k))
+            if label >= most:
+                raise BadRecordError(f"label is {label}: out of range")
+            labels[k] = label
+        except BadRecordError as error:
+            rejected[str(images.keys[k])] = str(error)
     return labels, rejected
 
 

@@ -58,14 +58,18 @@ class Written:
     Attributes:
       folder: the incomplete folder.
       final: where it is to be.
-      parts: of all shards in order.
+      part_paths: of all shards in order.
       rejected: (id, reason) of everything left out.
     """
 
     folder: Path
     final: Path
-    parts: list[shards.Part]
+    part_paths: list[Path]
     rejected: list[tuple[str, str]]
+
+    def parts(self) -> Iterator[shards.Part]:
+        """What is known of each shard; one at a time, so that memory stays flat."""
+        return map(shards.read_part, self.part_paths)
 
 
 def shard_name(name: str, index: int, count: int) -> str:
@@ -104,16 +108,18 @@ def write_shards(
         )
         for images in _run(todo, options.workers):
             bar.update(images)
-    parts = [shards.read_part(path) for path in part_paths]
-    rejected = list(faces.rejected.items())
-    rejected += [_named(faces, *item) for part in parts for item in part.rejected]
-    if not any(len(part.rows) for part in parts):
+    written = Written(folder, final, part_paths, list(faces.rejected.items()))
+    rejected, kept = written.rejected, 0
+    for part in written.parts():
+        rejected += [_named(faces, *item) for item in part.rejected]
+        kept += len(part.rows)
+    if not kept:
         shutil.rmtree(folder)
         raise ValueError(
             f"{faces.name}: none of {len(faces)} images can be used, the first: "
             f"{rejected[0]}"
         )
-    return Written(folder, final, parts, rejected)
+    return written
 
 
 def _claim(folder: Path, faces: FaceSet, name: str, options: Options) -> None:

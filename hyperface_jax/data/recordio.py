@@ -10,19 +10,19 @@ python/mxnet/recordio.py; all little-endian.
 
 import os
 import struct
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from hyperface_jax.data.record_index import read_index
 from hyperface_jax.data.records import BadRecordError
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _HEAD = struct.Struct("<II")
 _IR_HEADER = struct.Struct("<IfQQ")
-_FIRST_READ = 1 << 16  # bytes; nearly every face is smaller
+_FIRST_READ = 1 << 14  # bytes; nearly every face is smaller
 MAX_PAYLOAD = 1 << 26
 """64 MiB. A larger record is damage, not a face."""
 
@@ -56,22 +56,14 @@ class RecordFile:
 
     Args:
       path: train.rec, on a local disk.
-      keys: int64 [N].
+      keys: int [N].
       offsets: int64 [N], of each record's magic number.
-      ends: int64 [N], where the next record in the file begins.
     """
 
-    def __init__(
-        self,
-        path: epath.PathLike,
-        keys: np.ndarray,
-        offsets: np.ndarray,
-        ends: np.ndarray,
-    ):
+    def __init__(self, path: epath.PathLike, keys: np.ndarray, offsets: np.ndarray):
         self.path = os.fspath(path)
         self.keys = keys
         self._offsets = offsets
-        self._ends = ends
         self._file = open_local(self.path)
         self.size = os.fstat(self._file).st_size
 
@@ -79,15 +71,14 @@ class RecordFile:
     def open(cls, rec: epath.PathLike, idx: epath.PathLike) -> "RecordFile":
         """Opens the file and its index; records come in the order of their keys."""
         keys, offsets = read_index(idx)
-        order = np.argsort(keys, kind="stable")
-        keys, offsets = keys[order], offsets[order]
+        if (np.diff(keys) <= 0).any():
+            order = np.argsort(keys, kind="stable")
+            keys, offsets = keys[order], offsets[order]
         if (same := np.flatnonzero(np.diff(keys) == 0)).size:
             raise ValueError(f"{idx}: key {keys[same[0]]} occurs more than once")
-        by_offset = np.argsort(offsets, kind="stable")
-        ends = np.empty_like(offsets)
-        ends[by_offset[:-1]] = offsets[by_offset[1:]]
-        ends[by_offset[-1]] = np.iinfo(np.int64).max
-        return cls(rec, keys, offsets, ends)
+        if keys[-1] < 1 << 32:
+            keys = keys.astype(np.uint32)  # half of the memory of 42 million of them
+        return cls(rec, keys, offsets)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -103,14 +94,9 @@ class RecordFile:
         if (file := getattr(self, "_file", None)) is not None:
             os.close(file)
 
-    def take(self, positions: np.ndarray) -> "RecordFile":
-        """The given records only."""
-        return RecordFile(
-            self.path,
-            self.keys[positions],
-            self._offsets[positions],
-            self._ends[positions],
-        )
+    def take(self, positions: np.ndarray | slice) -> "RecordFile":
+        """The given records only; of a slice the memory is shared."""
+        return RecordFile(self.path, self.keys[positions], self._offsets[positions])
 
     def past_end(self) -> int:
         """Number of records that the index places at or past the end of the file."""
@@ -141,15 +127,13 @@ class RecordFile:
         return self.read(position).labels
 
     def _payload(self, position: int, limit: int) -> bytes:
-        start, end = int(self._offsets[position]), int(self._ends[position])
-        end = min(end, self.size)
-        if start + _HEAD.size > end:
+        start = int(self._offsets[position])
+        if start + _HEAD.size > self.size:
             raise self._error(position, f"past the end of {self.size} bytes")
-        data = os.pread(self._file, min(end - start, _FIRST_READ), start)
+        data = os.pread(self._file, _FIRST_READ, start)
         parts, at = [], 0
         while True:
-            if len(data) < at + _HEAD.size:
-                data = self._more(data, start, end, at + _HEAD.size, position)
+            data = self._at_least(data, start, at + _HEAD.size, position)
             magic, head = _HEAD.unpack_from(data, at)
             part, length = head >> 29, head & ((1 << 29) - 1)
             if magic != MAGIC:
@@ -162,27 +146,40 @@ class RecordFile:
             if at + length > limit:
                 raise self._error(position, f"length {length} is above {limit}", at)
             at += _HEAD.size
-            if len(data) < at + length:
-                data = self._more(data, start, end, at + length, position)
+            data = self._at_least(data, start, at + length, position)
             parts.append(data[at : at + length])
-            if part in (_WHOLE, _END):
-                return parts[0] if part == _WHOLE else _MAGIC_BYTES.join(parts)
             at += length + -length % 4
+            if part in (_WHOLE, _END):
+                self._check_next(data, start, at, position)
+                return parts[0] if part == _WHOLE else _MAGIC_BYTES.join(parts)
 
-    def _more(
-        self, data: bytes, start: int, end: int, wanted: int, position: int
-    ) -> bytes:
-        """`data` extended to `wanted` bytes, never into the next record."""
-        if start + wanted > end:
+    def _at_least(self, data: bytes, start: int, wanted: int, position: int) -> bytes:
+        """`data` extended to `wanted` bytes."""
+        if len(data) >= wanted:
+            return data
+        if start + wanted > self.size:
             raise self._error(
                 position,
-                f"cut off: {wanted} bytes expected, {end - start} left before "
-                + ("the end of the file" if end == self.size else "the next record"),
+                f"cut off: {wanted} bytes expected, {self.size - start} left before "
+                "the end of the file",
             )
-        rest = os.pread(self._file, wanted - len(data), start + len(data))
+        # And the next record's magic number, to see that the length is right.
+        rest = os.pread(self._file, wanted + 8 - len(data), start + len(data))
         if len(data) + len(rest) < wanted:
             raise self._error(position, "the file became shorter while it was read")
         return data + rest
+
+    def _check_next(self, data: bytes, start: int, at: int, position: int) -> None:
+        """A wrong length ends where no record begins."""
+        if start + at >= self.size:
+            return
+        following = data[at : at + 4] or os.pread(self._file, 4, start + at)
+        if following == _MAGIC_BYTES:
+            return
+        # It may be the next record that is damaged: the index knows where it begins.
+        later = self._offsets > start
+        if later.any() and not (self._offsets == start + at).any():
+            raise self._error(position, "no record follows where it ends")
 
     def _split(self, position: int, payload: bytes) -> Payload:
         if len(payload) < _IR_HEADER.size:
@@ -222,42 +219,3 @@ def open_local(path: str) -> int:
         return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-
-
-def read_index(path: epath.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a .idx file, lines "key<TAB>offset".
-
-    Returns:
-      keys and offsets, int64 [N], in the order of the file.
-
-    Raises:
-      ValueError: a line that is not two whole numbers, or no line.
-    """
-    try:
-        text = epath.Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    with warnings.catch_warnings():
-        # Older NumPy warns where newer raises: both mean a line that is no number.
-        warnings.simplefilter("error")
-        try:
-            numbers = np.fromstring(text.decode("ascii"), np.int64, sep=" ")
-        except (ValueError, DeprecationWarning, UnicodeDecodeError):
-            numbers = np.zeros(0, np.int64)
-    lines = text.count(b"\n") + (not text.endswith(b"\n"))
-    pairs = numbers.reshape(-1, 2) if len(numbers) == 2 * lines else None
-    if pairs is None or not len(pairs) or pairs.min() < 0:
-        raise _bad_index(path, text)
-    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
-
-
-def _bad_index(path: epath.PathLike, text: bytes) -> ValueError:
-    """Only now, line by line: which line is it?"""
-    for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.split()
-        if len(fields) != 2 or not all(f.isdigit() and len(f) < 19 for f in fields):
-            found = line[:40].decode(errors="replace")
-            return ValueError(
-                f"{path}, line {number}: found {found!r}, expected 'key offset'"
-            )
-    return ValueError(f"{path}: no line 'key offset' found")
