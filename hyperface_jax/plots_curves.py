@@ -13,7 +13,8 @@ def roc_curves(results: Sequence[ProtocolResult]) -> str:
     """TAR over FAR on a logarithmic axis, one line for each result with pairs.
 
     Each line starts at 1/impostors, the smallest FAR that its pairs can show; points
-    are joined as stairs, because no threshold lies between two of them.
+    are joined as stairs, because no threshold lies between two of them. Bars are 95 %
+    intervals.
     """
 
     def draw(figure):
@@ -26,12 +27,22 @@ def roc_curves(results: Sequence[ProtocolResult]) -> str:
         ):
             axes.step(far, 100 * tar, where="post", color=colour, label=name)
             lowest, floor = min(lowest, far[0]), min(floor, 100 * tar[0])
+        for colour, result in zip(CYCLE * len(results), results, strict=False):
+            _bars(axes, result, "tar@far=", colour)
         if lowest < 1:
             axes.set_xlim(lowest, 1)
         axes.set_ylim(max(0, floor - 0.08 * (100 - floor)), 100 + 0.02 * (100 - floor))
         axes.legend(loc="lower right")
 
     return svg((6.4, 3.8), draw)
+
+
+def _bars(axes, result: ProtocolResult, prefix: str, colour: str) -> None:
+    """95 % intervals at the points of a curve for which there are any."""
+    for name, found in result.intervals.items():
+        at = name.removeprefix(prefix)
+        if name.startswith(prefix):
+            axes.vlines(float(at), 100 * found.low, 100 * found.high, color=colour)
 
 
 def roc_lines(
@@ -85,6 +96,7 @@ def cmc_curves(results: Sequence[ProtocolResult]) -> str:
                     color=colour,
                     label=result.key,
                 )
+                _bars(axes, result, "rank", colour)
         axes.set_ylim(top=101)
         axes.legend(loc="lower right")
 

@@ -14,7 +14,10 @@ def curves(results: Sequence[ProtocolResult]) -> str:
     searched = [result for result in results if result.cmc is not None]
     body = ""
     if scored:
-        caption = "Each curve starts at the smallest FAR its impostor pairs can show."
+        caption = (
+            "Each curve starts at the smallest FAR its impostor pairs can show. "
+            "Bars are 95 % intervals."
+        )
         body += html.image(plots_curves.roc_curves(scored), "ROC of all sets", caption)
         body += html.image(plots_curves.det_curves(scored), "DET of all sets")
         each = "".join(

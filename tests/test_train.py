@@ -105,6 +105,33 @@ def test_embeddings_of_a_run_are_stored_and_reused(finished, tmp_path):
         evaluate_it("--set", bins, "--part", "3/2")
 
 
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_an_insightface_folder_trains_as_it_is(tmp_path, cache):
+    """Nothing is typed: classes, images and the .bin sets beside the records."""
+    source = record_files.write_insightface(tmp_path / "ms1m", people=6, images=8)
+    record_files.write_bin(source / "lfw.bin", pairs=20)
+    record_files.write_bin(source / "agedb_30.bin", pairs=20, kind="ndarray")
+    config = small_config(
+        tmp_path,
+        data__name="ms1m",
+        data__path=str(source),
+        data__pairs_path="",
+        data__fold=0,
+        data__cache=cache,
+        train__steps=2,
+    )
+    train.train_and_evaluate(config, tmp_path / "run")
+    results = json.loads((tmp_path / "run" / workdir.RESULTS).read_text())
+    assert results["summary"]["Training set"] == "ms1m: 6 people, 48 images"
+    assert {key.rsplit("/", 1)[0] for key in results["metrics"]} == {
+        "agedb_30/verification",
+        "lfw/verification",
+        "all/combined",
+    }
+    table = (tmp_path / "run" / workdir.TABLE_MD).read_text()
+    assert "lfw<br>k-fold acc." in table
+
+
 def test_a_run_leaves_everything(finished):
     _, folder = finished
     for name in (workdir.CONFIG, workdir.RESULTS, workdir.REPORT, workdir.SCORES):
