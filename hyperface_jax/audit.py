@@ -180,7 +180,7 @@ def _write(path: Path, lines: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; a wrong input ends with one line and status 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("hyperface_jax").setLevel(logging.INFO)
     try:
         audit(parser().parse_args(argv))

@@ -145,7 +145,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; a wrong input ends with one line and status 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("hyperface_jax").setLevel(logging.INFO)
     try:
         evaluate_files(parser().parse_args(argv))

@@ -146,7 +146,7 @@ def _aligner(a: argparse.Namespace) -> face_crops.Aligner | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; a wrong input ends with one line and status 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("hyperface_jax").setLevel(logging.INFO)
     try:
         prepare(parser().parse_args(argv))

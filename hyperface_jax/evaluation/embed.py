@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from hyperface_jax import sharding
 from hyperface_jax.augment import normalize
@@ -71,7 +72,9 @@ def embed_rows(
     position[faces.rows] = np.arange(len(faces))
     reader = BatchReader(faces, image_size=image_size, threads=threads)
     parts = []
-    for batch in _padded_batches(reader, position[rows], batch_size):
+    batches = _padded_batches(reader, position[rows], batch_size)
+    total = -(-len(rows) // batch_size)
+    for batch in tqdm(batches, "embedding", total, unit="batch", disable=total < 20):
         images = sharding.put_batch(mesh, {"image": batch["image"]})["image"]
         parts.append(np.asarray(embed(images)) * batch["weight"][:, None, None])
     return np.concatenate(parts)[: len(rows)], reader.bad_records
