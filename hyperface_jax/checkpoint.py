@@ -50,7 +50,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._checkpointer.close()
+        try:
+            self._checkpointer.close()  # waits for what is still being written
+        except Exception as error:
+            if exc[0] is None:  # else it has been said already
+                raise ValueError(_unwritten(self._folder, error)) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -79,7 +83,10 @@ class Checkpoints:
         if step == self.latest_step:
             return
         score: Any = {k: v for k, v in metrics.items() if k == self._best_metric}
-        self._checkpointer.save_async(step, as_tree(state), metrics=score or None)
+        try:
+            self._checkpointer.save_async(step, as_tree(state), metrics=score or None)
+        except Exception as error:  # of this one, or of the one before
+            raise ValueError(_unwritten(self._folder, error)) from error
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
         """The state at `step` (default: the newest), placed like `template`.
@@ -162,3 +169,11 @@ def _damaged(where: epath.Path, error: Exception) -> str:
         f"checkpoint {where}: cannot be read ({type(error).__name__}: {reason}); "
         "delete this folder to resume from an earlier one"
     )
+
+
+def _unwritten(folder: epath.Path, error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    if "No space left" in str(error):
+        reason = "no space left on the disk"
+    return f"checkpoints in {folder} cannot be written ({reason[:200]})"

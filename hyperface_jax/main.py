@@ -21,6 +21,13 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of input errors.")
 
 
+class _SaidOnce(logging.Filter):
+    """Drops tracebacks that Orbax logs of an error that it also raises."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in record.pathname)
+
+
 def main(argv: list[str]) -> None:
     """Trains, or evaluates a workdir."""
     if len(argv) > 1:
@@ -28,6 +35,7 @@ def main(argv: list[str]) -> None:
     # Our own lines; of the libraries' only warnings.
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().setFormatter(None)
+    absl_logging.get_absl_logger().addFilter(_SaidOnce())
     logging.getLogger("hyperface_jax").setLevel(logging.INFO)
     try:
         _dispatch()

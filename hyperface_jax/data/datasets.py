@@ -6,6 +6,7 @@ set of users' files is a row in `builders.BUILDERS`.
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def open_dataset(
     elif name in GENERATED:
         builder = GENERATED[name](config, root)
         if not epath.Path(builder.data_path).exists():
+            _remove_stale(epath.Path(builder.data_path).parent)
             log.info("preparing %s in %s", name, builder.data_path)
             builder.download_and_prepare()
     else:
@@ -99,6 +101,16 @@ def open_dataset(
             caching.copy_to_disk(folder, copy_to) if copy_to else folder
         )
     return {split: prepared.open_split(builder, split) for split in builder.info.splits}
+
+
+def _remove_stale(folder: epath.Path) -> None:
+    """What killed preparations of TFDS's own left behind, if nobody writes there."""
+    if not folder.exists():
+        return
+    for left in folder.glob("incomplete.*"):
+        newest = max((f.stat().mtime for f in left.iterdir()), default=0)
+        if time.time() - newest > 3600:
+            left.rmtree()
 
 
 def folder_of(name: str, config: str, data_dir: str) -> Path:
