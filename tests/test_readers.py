@@ -28,6 +28,7 @@ from hyperface_jax.data import (
     recordio,
     safe_pickle,
     sources,
+    splits,
 )
 from hyperface_jax.data.records import BadRecordError
 
@@ -416,6 +417,20 @@ def test_exclusions(faces, tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             edits.exclude(faces, edits.read_exclusions(path))
+
+
+def test_exclusions_leave_the_test_people_alone(tmp_path):
+    folder = toy.write_folder(tmp_path / "people")
+    pairs = toy.write_pairs(tmp_path / "pairs.txt")
+    (tmp_path / "out.tsv").write_text("identity\tPerson_01\nidentity\tPerson_09\n")
+    options = dict(path=str(folder), pairs_path=str(pairs), fold=1, dev_fraction=0.0)
+    whole, _ = splits.train_and_test("faces", **options)
+    train, (test,) = splits.train_and_test(
+        "faces", exclude=str(tmp_path / "out.tsv"), **options
+    )
+    assert set(whole.identities) - set(train.identities) == {"Person_09"}
+    rows = np.union1d(test.pairs.first, test.pairs.second)
+    assert (test.faces.label_of_row()[rows] >= 0).all()
 
 
 def test_at_most_keeps_k_of_each(faces):

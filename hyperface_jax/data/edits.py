@@ -46,15 +46,25 @@ def read_exclusions(path: epath.PathLike) -> dict[str, set[str]]:
     return found
 
 
-def exclude(faces: FaceSet, excluded: Mapping[str, Iterable[str]]) -> FaceSet:
+def exclude(
+    faces: FaceSet,
+    excluded: Mapping[str, Iterable[str]],
+    *,
+    known: FaceSet | None = None,
+) -> FaceSet:
     """Leaves out identities by name and images by id.
 
+    Args:
+      faces: the set.
+      excluded: {"identity": names, "image": ids}.
+      known: the set that the list was made for, of which `faces` may be a part.
+
     Raises:
-      ValueError: a name or id that the set does not have: a list for another set.
+      ValueError: a name or id that `known` does not have: a list for another set.
     """
     names = set(excluded.get("identity", ()))
     ids = set(excluded.get("image", ()))
-    if unknown := names - set(faces.identities):
+    if unknown := names - set((known or faces).identities):
         raise ValueError(
             f"{faces.name}: no identity {sorted(unknown)[0]!r} to exclude "
             f"({len(unknown)} of {len(names)} are unknown)"

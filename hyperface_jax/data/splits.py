@@ -38,7 +38,7 @@ def train_and_test(
       pairs_path: of its pairs.
       data_dir: of prepared datasets.
       copy_to: local folder to copy the source to before it is read; "": not.
-      exclude: files of people and images to leave out, with commas between.
+      exclude: files of people and images not to train on, with commas between.
       fold: see `by_people_of_pairs`.
       dev_fraction: see there.
       max_images: at most so many images of a person; 0 for all.
@@ -54,9 +54,7 @@ def train_and_test(
         data_dir=data_dir,
         copy_to=copy_to,
     )
-    train = found["train"]
-    for file in sources.split_paths(exclude):
-        train = edits.exclude(train, edits.read_exclusions(file))
+    whole = train = found["train"]
     tests = []
     if "test" in found:
         tests.append(test_set(found["test"]))
@@ -66,6 +64,9 @@ def train_and_test(
         )
         tests += [] if test is None else [test]
     tests += sources.validation_sets(path)
+    # From training only: what a protocol tests is not ours to choose.
+    for file in sources.split_paths(exclude):
+        train = edits.exclude(train, edits.read_exclusions(file), known=whole)
     train = edits.at_most(train, max_images, seed=seed)
     train = edits.split_identities(train, split_identities, seed=seed)
     return edits.add_label_noise(train, label_noise, seed=seed), tuple(tests)
