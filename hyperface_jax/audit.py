@@ -16,14 +16,13 @@ Each .tsv is a list that `prepare --exclude` and `data.exclude` take as it is.
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from etils import epath
 
-from hyperface_jax import run_evaluation, workdir
+from hyperface_jax import command_line, run_evaluation, workdir
 from hyperface_jax.data import sources
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
@@ -180,12 +179,7 @@ def _write(path: Path, lines: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; a wrong input ends with one line and status 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("hyperface_jax").setLevel(logging.INFO)
-    try:
-        audit(parser().parse_args(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    command_line.run(audit, parser(), argv)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ from anywhere.
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyperface_jax import outputs, run_evaluation, workdir
+from hyperface_jax import command_line, outputs, run_evaluation, workdir
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.evaluation import protocols, stored, test_sets
 from hyperface_jax.evaluation.embedded import Embedded, Options, from_stored
@@ -145,12 +144,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; a wrong input ends with one line and status 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("hyperface_jax").setLevel(logging.INFO)
-    try:
-        evaluate_files(parser().parse_args(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    command_line.run(evaluate_files, parser(), argv)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ where it was; nothing half-written ever has the final name. Training names the s
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Sequence
 
+from hyperface_jax import command_line
 from hyperface_jax.data import (
     alignment,
     builders,
@@ -146,14 +146,7 @@ def _aligner(a: argparse.Namespace) -> face_crops.Aligner | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; a wrong input ends with one line and status 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("hyperface_jax").setLevel(logging.INFO)
-    try:
-        prepare(parser().parse_args(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    command_line.run(prepare, parser(), argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""What the command lines of `prepare`, `audit` and `evaluate` have in common."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def run(
+    work: Callable[[argparse.Namespace], Any],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+) -> None:
+    """Parses and works; a wrong input ends with one line and exit status 1.
+
+    Args:
+      work: takes the parsed arguments.
+      parser: of the command line.
+      argv: arguments, or None for those of the process.
+    """
+    # Libraries that were imported may have set up logging in their own way.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("hyperface_jax").setLevel(logging.INFO)
+    try:
+        work(parser.parse_args(argv))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
