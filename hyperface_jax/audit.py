@@ -26,6 +26,7 @@ from hyperface_jax import command_line, run_evaluation, workdir
 from hyperface_jax.data import sources
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
+from hyperface_jax.data.name_lists import write_names
 from hyperface_jax.evaluation import auditing, stored, test_sets
 from hyperface_jax.evaluation.embedded import Embedded, Options, from_stored
 
@@ -93,19 +94,19 @@ def audit(arguments: argparse.Namespace) -> Path:
     ]
     pairs = auditing.look_alike_classes(centres.unit, threshold=threshold, top=a.top)
     counts = np.bincount(labels, minlength=faces.num_classes)
-    _write(out / "look_alikes.tsv", _look_alikes(faces, pairs, counts))
+    write_names(out / "look_alikes.tsv", _look_alikes(faces, pairs, counts))
     lines.append(f"- pairs of identities that look like one person: {pairs.found:,}")
     wrong = auditing.outliers(
         embeddings, labels, centres, threshold=threshold, top=a.top
     )
-    _write(out / "outliers.tsv", _outliers(faces, wrong))
+    write_names(out / "outliers.tsv", _outliers(faces, wrong))
     lines.append(
         f"- images closer to another identity than to their own: {wrong.found:,} of "
         f"{wrong.judged:,} that could be judged"
     )
     for test, found in zip(tests, others, strict=True):
         overlap = _overlap(faces, centres, test, found, threshold, a.top)
-        _write(out / f"overlap_{test.name}.tsv", overlap)
+        write_names(out / f"overlap_{test.name}.tsv", overlap)
         lines.append(f"- identities that occur in {test.name}: {len(overlap):,}")
     lines += ["", "Candidates to be looked at: relatives look alike, too.", ""]
     workdir.write_text(epath.Path(out) / "audit.md", "\n".join(lines))
@@ -134,23 +135,27 @@ def _embed(
 
 def _look_alikes(
     faces: FaceSet, pairs: auditing.ClassPairs, counts: np.ndarray
-) -> list[str]:
+) -> list[tuple[str, ...]]:
     """Of each pair the identity with fewer images, each once."""
-    lines: dict[str, str] = {}
+    rows: dict[str, tuple[str, ...]] = {}
     for a, b, cosine in zip(*pairs[:3], strict=True):
         few, many = (a, b) if counts[a] <= counts[b] else (b, a)
         name = faces.identities[few]
         note = f"looks like {faces.identities[many]}, cosine {cosine:.3f}"
-        lines.setdefault(name, f"identity\t{name}\t{note}")
-    return list(lines.values())
+        rows.setdefault(name, ("identity", name, note))
+    return list(rows.values())
 
 
-def _outliers(faces: FaceSet, found: auditing.Outliers) -> list[str]:
+def _outliers(faces: FaceSet, found: auditing.Outliers) -> list[tuple[str, ...]]:
     rows = found.rows.tolist()
     records = faces.read(rows) if rows else []
     return [
-        f"image\t{record['id']}\t{faces.identities[faces.labels[row]]} {own:.3f}, "
-        f"{faces.identities[other]} {cosine:.3f}"
+        (
+            "image",
+            record["id"],
+            f"{faces.identities[faces.labels[row]]} {own:.3f}, "
+            f"{faces.identities[other]} {cosine:.3f}",
+        )
         for record, row, own, other, cosine in zip(
             records, rows, found.own, found.other_class, found.other, strict=True
         )
@@ -160,21 +165,17 @@ def _outliers(faces: FaceSet, found: auditing.Outliers) -> list[str]:
 
 def _overlap(faces, centres, test, found: Embedded, threshold: float, top: int):
     """Training identities close to somebody in a test set."""
-    rows = np.flatnonzero(found.position >= 0)
-    people = test.faces.label_of_row()[rows]
+    seen = np.flatnonzero(found.position >= 0)
+    people = test.faces.label_of_row()[seen]
     pairs = auditing.overlapping_identities(
-        centres.unit, found.of(rows), people, threshold, top=top
+        centres.unit, found.of(seen), people, threshold, top=top
     )
-    lines: dict[str, str] = {}
+    rows: dict[str, tuple[str, ...]] = {}
     for a, b, cosine in zip(*pairs[:3], strict=True):
         name = faces.identities[a]
         note = f"looks like {test.faces.identities[b]} of {test.name}, {cosine:.3f}"
-        lines.setdefault(name, f"identity\t{name}\t{note}")
-    return list(lines.values())
-
-
-def _write(path: Path, lines: Sequence[str]) -> None:
-    workdir.write_text(epath.Path(path), "".join(f"{line}\n" for line in lines))
+        rows.setdefault(name, ("identity", name, note))
+    return list(rows.values())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

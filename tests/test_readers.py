@@ -19,12 +19,15 @@ from hypothesis import strategies as st
 
 from hyperface_jax.data import (
     bin_set,
+    datasets,
     edits,
     face_set,
     image_list,
     insightface,
+    name_lists,
     orders,
     pipeline,
+    preparing,
     recordio,
     safe_pickle,
     sources,
@@ -398,6 +401,38 @@ def faces(tmp_path):
     return insightface.open_insightface(
         record_files.write_insightface(tmp_path / "f", people=6, images=10, size=16)
     )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.text(st.characters()), min_size=1, max_size=3), max_size=5))
+def test_any_name_survives_a_list(rows):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "names.tsv"
+        name_lists.write_names(path, rows)
+        assert name_lists.read_names(path) == rows
+    assert name_lists.escape("Ana_Guevara/Ana Guevara.jpg") == (
+        "Ana_Guevara/Ana Guevara.jpg"
+    )
+
+
+def test_names_that_break_lists_and_utf8(tmp_path):
+    source = toy.write_folder(tmp_path / "faces", people=2, images=1)
+    image = (source / "Person_00" / "Person_00_0001.jpg").read_bytes()
+    odd = ["a\tb.jpg", "a\nb.jpg", "caf\udce9.jpg"]
+    for name in odd:
+        (source / "Person_01" / name).write_bytes(image)
+    (source / "Person_01" / "bad\t.jpg").write_bytes(b"")
+    faces = sources.open_path(str(source))
+    folder = tmp_path / "out"
+    options = preparing.Options(verify=True)
+    datasets.convert(faces, folder, name="faces", source="x", options=options)
+    copy = sources.open_path(str(folder))
+    assert (len(copy), copy.num_classes) == (5, 2)
+    listed = edits.read_exclusions(folder / "duplicates.tsv")["image"]
+    assert "Person_01/a\tb" in listed
+    assert "Person_01/a\nb" in listed
+    kept = edits.exclude(faces, {"image": listed})
+    assert len(kept) < len(faces)
 
 
 def test_exclusions(faces, tmp_path):

@@ -5,7 +5,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from etils import epath
 
 from hyperface_jax.data import pairs, prepared
 from hyperface_jax.data.face_set import FaceSet, fingerprint_of
+from hyperface_jax.data.name_lists import escape, write_names
 from hyperface_jax.data.preparing import SPLIT, VERSION, Written
 from hyperface_jax.data.records import ids_of
 
@@ -47,12 +47,10 @@ def describe(
     facts = gather(written)
     with (folder / prepared.LABELS).open("wb") as file:
         np.save(file, facts.labels)
-    _write_lines(folder / prepared.IDENTITIES, faces.identities)
-    _write_lines(
-        folder / prepared.REJECTED, [f"{id_}\t{why}" for id_, why in written.rejected]
-    )
+    write_names(folder / prepared.IDENTITIES, ([n] for n in faces.identities))
+    write_names(folder / prepared.REJECTED, written.rejected)
     repeats = duplicates(written)
-    _write_lines(folder / DUPLICATES, _duplicate_lines(faces, repeats))
+    write_names(folder / DUPLICATES, _duplicate_rows(faces, repeats))
     split: dict[str, Any] = {"fingerprint": _fingerprint(faces, written)}
     if pairs_path:
         split["pairs"] = _pairs(faces, written, pairs_path).to_json()
@@ -136,23 +134,25 @@ def _equal(hashes: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> list[Rep
     ]
 
 
-def _duplicate_lines(faces: FaceSet, repeats: Sequence[Repeat]) -> list[str]:
+def _duplicate_rows(
+    faces: FaceSet, repeats: Sequence[Repeat]
+) -> list[tuple[str, str, str]]:
     """An exclusion list that keeps the first of each group within an identity.
 
     The same picture under two names is wrong under one of them at least, and nobody
     can tell which from the bytes: all of them are listed.
     """
-    lines = []
+    rows = []
     for repeat in repeats:
         records = faces.read(repeat.rows.tolist())
         ids = [r["id"] if isinstance(r, dict) else "?" for r in records]
         people = sorted({faces.identities[label] for label in repeat.labels})
         if len(people) > 1:
             names = ", ".join(people)
-            lines += [f"image\t{id_}\tsame bytes under {names}" for id_ in ids]
+            rows += [("image", id_, f"same bytes under {names}") for id_ in ids]
         else:
-            lines += [f"image\t{id_}\tsame bytes as {ids[0]}" for id_ in ids[1:]]
-    return lines
+            rows += [("image", id_, f"same bytes as {ids[0]}") for id_ in ids[1:]]
+    return rows
 
 
 def _fingerprint(faces: FaceSet, written: Written) -> str:
@@ -255,9 +255,5 @@ def card(
         lines.append(f"| {len(facts.shapes) - 10:,} other sizes | {others:,} |")
     if written.rejected:
         lines += ["", "| first rejected records | reason |", "|---|---|"]
-        lines += [f"| {id_} | {why} |" for id_, why in written.rejected[:20]]
+        lines += [f"| {escape(id_)} | {why} |" for id_, why in written.rejected[:20]]
     return "\n".join(lines) + "\n"
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines))

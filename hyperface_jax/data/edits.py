@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from hyperface_jax.data.face_set import FaceSet, drop_empty, fingerprint_of
+from hyperface_jax.data.name_lists import read_names
 from hyperface_jax.data.records import ids_of
 
 _KINDS = ("identity", "image")
@@ -28,21 +29,16 @@ def read_exclusions(path: epath.PathLike) -> dict[str, set[str]]:
     Raises:
       ValueError: another first column, with the line.
     """
-    try:
-        lines = epath.Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable text file ({error})") from None
     found: dict[str, set[str]] = {kind: set() for kind in _KINDS}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
+    for number, row in enumerate(read_names(path), start=1):
+        if not "".join(row).strip() or row[0].startswith("#"):
             continue
-        fields = line.split("\t")
-        if len(fields) < 2 or fields[0] not in _KINDS:
+        if len(row) < 2 or row[0] not in _KINDS:
             raise ValueError(
-                f"{path}, line {number}: found {line[:40]!r}, expected "
+                f"{path}, line {number}: found {' '.join(row)[:40]!r}, expected "
                 "'identity<TAB>NAME' or 'image<TAB>ID'"
             )
-        found[fields[0]].add(fields[1].strip())
+        found[row[0]].add(row[1])
     return found
 
 

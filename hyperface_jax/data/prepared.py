@@ -25,6 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from hyperface_jax.data.face_set import FaceSet, drop_empty, fingerprint_of
+from hyperface_jax.data.name_lists import read_names
 from hyperface_jax.data.pairs import Pairs
 from hyperface_jax.data.records import BadRecordError, Record
 
@@ -140,7 +141,7 @@ def serialise(image: bytes, label: int, id_: str) -> bytes:
     """Inverse of `parse`; what TFDS writes for the same features."""
     example = _Example()
     feature = example.features.feature
-    feature["id"].bytes_list.value.append(id_.encode())
+    feature["id"].bytes_list.value.append(id_.encode("utf-8", "backslashreplace"))
     feature["image"].bytes_list.value.append(image)
     feature["label"].int64_list.value.append(label)
     return example.SerializeToString(deterministic=True)
@@ -215,8 +216,7 @@ def _labels(
     if (folder / LABELS).exists() and split == "train":
         with (folder / LABELS).open("rb") as file:
             labels = np.load(file)
-        names = (folder / IDENTITIES).read_text().splitlines()
-        return labels, tuple(names)
+        return labels, tuple(row[0] for row in read_names(folder / IDENTITIES))
     labels = np.zeros(len(source), np.int32)
     for start in tqdm(range(0, len(source), 1024), "labels", disable=len(source) < 1e5):
         rows = range(start, min(start + 1024, len(source)))

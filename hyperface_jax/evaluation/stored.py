@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hyperface_jax.data.name_lists import read_names, write_names
+
 ARRAY, IDS, META, DONE = "embeddings.npy", "ids.txt", "meta.json", "done"
 PART_IMAGES = 16384
 
@@ -58,7 +60,7 @@ def open_embeddings(path: str | os.PathLike) -> Stored:
         views = loaded
         beside = where.with_suffix(".txt")
         if beside.exists():
-            ids = tuple(beside.read_text().splitlines())
+            ids = tuple(row[0] for row in read_names(beside))
     else:
         if "embeddings" not in loaded.files:
             raise ValueError(f"{path}: holds {loaded.files}, expected 'embeddings'")
@@ -140,7 +142,7 @@ class EmbeddingStore:
                 )
             return store
         (folder / DONE).mkdir(parents=True, exist_ok=True)
-        (folder / IDS).write_text("".join(f"{id_}\n" for id_ in ids))
+        write_names(folder / IDS, ([id_] for id_ in ids))
         shape = (len(ids), views, dimension)
         array = np.lib.format.open_memmap(
             folder / ARRAY, mode="w+", dtype=np.float32, shape=shape
@@ -187,7 +189,7 @@ class EmbeddingStore:
         for file in sorted((self._folder / DONE).glob("*.json")):
             found = json.loads(file.read_text())
             unreadable |= {int(row): reason for row, reason in found.items()}
-        ids = tuple((self._folder / IDS).read_text().splitlines())
+        ids = tuple(row[0] for row in read_names(self._folder / IDS))
         views = np.load(self._folder / ARRAY, mmap_mode="r")
         if len(ids) != len(views):
             raise ValueError(
