@@ -116,6 +116,7 @@ def open_data(config: Config) -> tuple[FaceSet, tuple[EvaluationSet, ...]]:
         exclude=d.exclude,
         fold=d.fold,
         dev_fraction=d.dev_fraction,
+        min_images=d.min_images,
         max_images=d.max_images,
         split_identities=d.split_identities,
         label_noise=d.label_noise,

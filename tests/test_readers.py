@@ -476,6 +476,19 @@ def test_at_most_keeps_k_of_each(faces):
     assert kept.rows.tolist() == again != other
 
 
+def test_at_least_leaves_out_people_with_few_images(tmp_path):
+    folder = toy.write_folder(tmp_path / "people", people=4, images=3)
+    (folder / "Person_01" / "Person_01_0001.jpg").unlink()
+    faces = sources.open_path(str(folder))
+    kept = edits.at_least(faces, 3)
+    assert kept.identities == ("Person_00", "Person_02", "Person_03")
+    assert kept.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert kept.read([3])[0]["id"] == "Person_02/Person_02_0001"
+    assert edits.at_least(faces, 1) is faces
+    with pytest.raises(ValueError, match="data.min_images is 4, but nobody in people"):
+        edits.at_least(faces, 4)
+
+
 def test_label_noise_and_split_identities_change_labels_only(faces):
     noisy = edits.add_label_noise(faces, 0.5, seed=0)
     changed = (noisy.labels != faces.labels).mean()

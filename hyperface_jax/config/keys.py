@@ -37,6 +37,7 @@ def default_config() -> Config:
     c.data.cache = "none"  # none | disk | ram: a host reads its part into memory once
     c.data.cache_dir = ""  # of disk; "": $HYPERFACE_CACHE_DIR, ~/.cache/hyperface_jax
     c.data.exclude = ""  # lists of people and images to leave out, see prepare
+    c.data.min_images = 0  # people with fewer are not trained on
     c.data.max_images = 0  # at most so many of a person; 0: all
     c.data.split_identities = 0.0  # share of the people who get two labels
     c.data.label_noise = 0.0  # share of the images whose label is drawn anew

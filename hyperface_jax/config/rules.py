@@ -129,8 +129,9 @@ def validate(config: Config) -> None:
             f"data.sampler is {config.data.sampler!r} with data.cache 'ram', expected "
             "'uniform': a host has only its part of the images"
         )
-    if config.data.max_images < 0:
-        raise ValueError(f"data.max_images is {config.data.max_images}, expected >= 0")
+    for key in ("data.min_images", "data.max_images"):
+        if flat[key] < 0:
+            raise ValueError(f"{key} is {flat[key]}, expected 0 or more")
     templates.parse_pooling(config.eval.pooling)
     if not 0 <= config.train.ema_decay < 1:
         raise ValueError(

@@ -92,6 +92,28 @@ def at_most(faces: FaceSet, most: int, *, seed: int) -> FaceSet:
     return _select(faces, keep, f"at most {most}")
 
 
+def at_least(faces: FaceSet, least: int) -> FaceSet:
+    """Leaves out identities with fewer images than `least`; 0 keeps all.
+
+    A class of one image teaches to tell that image, not the person.
+    """
+    if least <= 1:
+        return faces
+    counts = np.bincount(faces.labels, minlength=faces.num_classes)
+    if counts.max() < least:
+        raise ValueError(
+            f"data.min_images is {least}, but nobody in {faces.name} has more than "
+            f"{counts.max()} images"
+        )
+    kept = _select(faces, counts[faces.labels] >= least, f"at least {least}")
+    present = np.unique(kept.labels)
+    return dataclasses.replace(
+        kept,
+        labels=np.searchsorted(present, kept.labels).astype(np.int32),
+        identities=tuple(faces.identities[k] for k in present),
+    )
+
+
 def add_label_noise(faces: FaceSet, share: float, *, seed: int) -> FaceSet:
     """Draws the label of a share of the images anew, uniformly over all classes.
 

@@ -21,6 +21,7 @@ def train_and_test(
     exclude: str = "",
     fold: int = 0,
     dev_fraction: float = 0.1,
+    min_images: int = 0,
     max_images: int = 0,
     split_identities: float = 0.0,
     label_noise: float = 0.0,
@@ -41,6 +42,7 @@ def train_and_test(
       exclude: files of people and images not to train on, with commas between.
       fold: see `by_people_of_pairs`.
       dev_fraction: see there.
+      min_images: people with fewer images are not trained on.
       max_images: at most so many images of a person; 0 for all.
       split_identities: share of the people whose images get two labels.
       label_noise: share of the images whose label is drawn anew.
@@ -67,6 +69,7 @@ def train_and_test(
     # From training only: what a protocol tests is not ours to choose.
     for file in sources.split_paths(exclude):
         train = edits.exclude(train, edits.read_exclusions(file), known=whole)
+    train = edits.at_least(train, min_images)
     train = edits.at_most(train, max_images, seed=seed)
     train = edits.split_identities(train, split_identities, seed=seed)
     return edits.add_label_noise(train, label_noise, seed=seed), tuple(tests)
