@@ -23,8 +23,8 @@ def get_config(arg: str | None = None):
     config.data.config = "lfw"
     config.data.fold = int(values["fold"])
     config.data.image_size = 64
-    # Two thirds of the people have one picture: as classes they made the net worse
-    # (.853 against .863 on fold 8) and the run longer.
+    # Two thirds of the people have one picture: as classes they cost time and, as far
+    # as was tried (benchmarks/RESULTS.md), accuracy.
     config.data.min_images = 2
     config.augment.shift = 0.05
     config.augment.scale = 0.08

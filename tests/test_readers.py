@@ -485,7 +485,7 @@ def test_at_least_leaves_out_people_with_few_images(tmp_path):
     assert kept.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert kept.read([3])[0]["id"] == "Person_02/Person_02_0001"
     assert edits.at_least(faces, 1) is faces
-    with pytest.raises(ValueError, match="data.min_images is 4, but nobody in people"):
+    with pytest.raises(ValueError, match=r"data\.min_images is 4, but nobody in people"):
         edits.at_least(faces, 4)
 
 
