@@ -30,7 +30,7 @@ from hyperface_jax.data.name_lists import write_names
 from hyperface_jax.evaluation import auditing, stored, test_sets
 from hyperface_jax.evaluation.embedded import Embedded, Options, from_stored
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hyperface_jax.audit")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,7 +68,7 @@ def audit(arguments: argparse.Namespace) -> Path:
     whole = EvaluationSet(
         faces.name.split("/")[0], faces, None, open_set_rows=faces.rows
     )
-    tests = [test_sets.open_test(item) for item in a.against]
+    tests = test_sets.open_all(a.against)
     given = a.against_embeddings or [""] * len(tests)
     if len(given) != len(tests):
         raise ValueError(

@@ -19,7 +19,7 @@ from hyperface_jax.evaluation import protocols, stored, test_sets
 from hyperface_jax.evaluation.embedded import Embedded, Options, from_stored
 from hyperface_jax.evaluation.results import ProtocolResult
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hyperface_jax.evaluate")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,7 +71,7 @@ def evaluate_files(arguments: argparse.Namespace) -> list[ProtocolResult]:
                 f"--protocols has {name!r}, expected some of "
                 f"{', '.join(protocols.PROTOCOLS)}"
             )
-    tests = [test_sets.open_test(item) for item in a.sets]
+    tests = test_sets.open_all(a.sets)
     if a.embeddings and len(a.embeddings) != len(tests):
         raise ValueError(
             f"--embeddings is given {len(a.embeddings)} times, expected once for each "

@@ -122,11 +122,8 @@ def open_data(config: Config) -> tuple[FaceSet, tuple[EvaluationSet, ...]]:
         label_noise=d.label_noise,
         seed=config.seed,
     )
-    tests += tuple(test_sets.open_test(item) for item in config.eval.sets)
-    names = [test.name for test in tests]
-    if len(set(names)) < len(names):
-        raise ValueError(f"eval.sets: two sets have one name, found {names}")
-    return train, tests
+    more = test_sets.open_all(config.eval.sets, [test.name for test in tests])
+    return train, (*tests, *more)
 
 
 def create_experiment(config: Config) -> Experiment:

@@ -29,7 +29,7 @@ from hyperface_jax.data import (
 )
 from hyperface_jax.data.face_set import concatenate
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hyperface_jax.prepare")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,10 +83,14 @@ def prepare(arguments: argparse.Namespace) -> None:
       ValueError: one line on what is wrong with an argument or a file.
     """
     a = arguments
+    if len(a.source) > 1 and a.pairs:
+        raise ValueError(f"--pairs is given with {len(a.source)} sources, expected one")
+    if a.pairs and not os.path.exists(a.pairs):
+        raise ValueError(f"--pairs {a.pairs}: not found")
     if a.images_per_shard < 1 or a.workers < 0:
         raise ValueError("--images_per_shard must be positive and --workers >= 0")
     folder = datasets.folder_of(a.name, a.config, a.data_dir)
-    if folder.exists():
+    if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists already; delete it to prepare it anew")
     if a.beam_runner:
         builders.prepare_with_beam(
@@ -107,8 +111,8 @@ def prepare(arguments: argparse.Namespace) -> None:
             for p in a.source
         ]
     )
-    for file in a.exclude:
-        faces = edits.exclude(faces, edits.read_exclusions(file))
+    if a.exclude:
+        faces = edits.exclude(faces, edits.read_all_exclusions(a.exclude))
     log.info("%s: %d images of %d people", faces.name, len(faces), faces.num_classes)
     datasets.convert(
         faces,
@@ -122,6 +126,7 @@ def prepare(arguments: argparse.Namespace) -> None:
             images_per_shard=a.images_per_shard,
             workers=0 if len(faces) <= a.images_per_shard else a.workers,
             aligner=_aligner(a),
+            origin=repr((a.source, a.list_root, a.list_format, a.exclude)),
         ),
     )
 

@@ -80,6 +80,8 @@ def test_embeddings_of_others(tmp_path, rng):
         (lambda p: np.save(p, np.zeros(3)), "expected floats"),
         (lambda p: p.mkdir(), "no embeddings in it"),
         (lambda p: np.save(p, np.array([{}], object)), "not a .npy or .npz"),
+        (lambda p: np.save(p, np.zeros((4, 0))), "expected 1 or 2 views of 1 number"),
+        (lambda p: np.save(p, np.zeros((4, 3, 2))), "expected 1 or 2 views"),
     ],
 )
 def test_files_that_are_no_embeddings(tmp_path, write, message):
@@ -88,6 +90,53 @@ def test_files_that_are_no_embeddings(tmp_path, write, message):
     with pytest.raises(ValueError, match=r"x\.npy") as error:
         stored.open_embeddings(path)
     assert message in str(error.value)
+
+
+def test_two_processes_may_begin_at_once(tmp_path, monkeypatch):
+    same = dict(views=1, dimension=4, images="a", weights="b", part_images=2)
+    ids = [str(k) for k in range(4)]
+    rename = stored.Path.rename
+
+    def late(self, target):
+        monkeypatch.setattr(stored.Path, "rename", rename)
+        other = stored.EmbeddingStore.create(target, ids, **same)
+        other.write(0, range(2), np.ones((2, 1, 4)), {})
+        return rename(self, target)
+
+    monkeypatch.setattr(stored.Path, "rename", late)
+    store = stored.EmbeddingStore.create(tmp_path / "e", ids, **same)
+    store.write(1, range(2, 4), np.ones((2, 1, 4)), {})
+    assert (store.read().views == 1).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["e"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("meta.json", "{}"),
+        ("meta.json", "[]"),
+        ("embeddings.npy", ""),
+        ("done/00000.json", "[1]"),
+        ("done/00000.json", '{"99": "x"'),
+    ],
+)
+def test_damaged_stores_are_one_line(tmp_path, file, text):
+    folder = tmp_path / "e"
+    store = stored.EmbeddingStore.create(
+        folder, ["a", "b"], views=1, dimension=4, images="a", weights="b"
+    )
+    store.write(0, range(2), np.ones((2, 1, 4)), {})
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match=str(folder)):
+        stored.open_embeddings(folder)
+
+
+def test_two_sets_of_one_name_are_refused(tmp_path):
+    path = record_files.write_bin(tmp_path / "a=b.bin")
+    assert test_sets.open_test(str(path)).name == "a=b"
+    assert test_sets.open_test(f"mine={path}").name == "mine"
+    with pytest.raises(ValueError, match="two test sets have one name"):
+        test_sets.open_all([str(path)] * 2)
 
 
 # --- .bin and folders -----------------------------------------------------------------

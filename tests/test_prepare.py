@@ -299,6 +299,70 @@ def test_a_shard_that_changed_since_is_written_again(tmp_path, monkeypatch):
     same_batches(faces, opened(tmp_path))
 
 
+def test_a_second_process_is_refused_and_a_damaged_part_is_written_again(tmp_path):
+    source = toy.write_folder(tmp_path / "source", people=4)
+    faces = sources.open_path(str(source))
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    options = preparing.Options(images_per_shard=8)
+    with (
+        preparing.locked(folder),
+        pytest.raises(ValueError, match="another process prepares"),
+    ):
+        datasets.convert(faces, folder, name="faces", source="x", options=options)
+    assert not folder.with_name("1.0.0.incomplete").exists()
+    written = preparing.write_shards(faces, folder, name="faces", options=options)
+    written.part_paths[0].write_bytes(b"PK cut")
+    written.part_paths[1].write_bytes(b"")
+    moved = preparing.Options(images_per_shard=8, origin="elsewhere")
+    with pytest.raises(ValueError, match=r"another preparation \(other origin\)"):
+        datasets.convert(faces, folder, name="faces", source="x", options=moved)
+    datasets.convert(faces, folder, name="faces", source="x", options=options)
+    same_batches(faces, opened(tmp_path))
+
+
+def test_a_full_disk_and_a_killed_worker_are_one_line(tmp_path, monkeypatch):
+    source = toy.write_folder(tmp_path / "source", people=4)
+    faces = sources.open_path(str(source))
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+
+    class Full:
+        def __init__(self, *_):
+            pass
+
+        def write(self, _):
+            raise RuntimeError("write() failed: No space left on device")
+
+        def close(self):
+            pass
+
+    with monkeypatch.context() as m:
+        m.setattr(shards, "ArrayRecordWriter", Full)
+        with pytest.raises(OSError, match=r"cannot be written .*No space left"):
+            datasets.convert(
+                faces, folder, name="faces", source="x", options=preparing.Options()
+            )
+    with pytest.raises(ValueError, match="a worker process was killed"):
+        list(preparing._run(iter([Deadly()]), 1))
+
+
+class Deadly:
+    """A task that kills the worker that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_a_lost_shard_of_a_prepared_folder_is_an_error(tmp_path):
+    source = toy.write_folder(tmp_path / "source", people=4)
+    run("--source", source, "--data_dir", tmp_path, "--images_per_shard", 8)
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    other, shard = sorted(folder.glob("*.array_record*"))
+    (folder / prepared.LABELS).unlink()
+    shard.write_bytes(other.read_bytes()[:100])
+    with pytest.raises(ValueError, match="0 records found, expected 8"):
+        opened(tmp_path)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_kill_minus_nine_and_resume(tmp_path):
     source = record_files.write_insightface(

@@ -189,19 +189,21 @@ def convert(
       ValueError: the folder exists, or no image can be used.
     """
     if folder.exists() and any(folder.iterdir()):
+        preparing.tidy(folder)
         raise ValueError(f"{folder} exists already; delete it to prepare it anew")
-    written = preparing.write_shards(faces, folder, name=name, options=options)
-    describing.describe(
-        faces,
-        written,
-        name=name,
-        source=source,
-        source_fingerprint=source_fingerprint(faces, pairs_path),
-        license_text=license_text,
-        pairs_path=pairs_path,
-    )
-    kept = sum(len(part.rows) for part in written.parts())
-    preparing.publish(written)
+    with preparing.locked(folder):
+        written = preparing.write_shards(faces, folder, name=name, options=options)
+        describing.describe(
+            faces,
+            written,
+            name=name,
+            source=source,
+            source_fingerprint=source_fingerprint(faces, pairs_path),
+            license_text=license_text,
+            pairs_path=pairs_path,
+        )
+        kept = sum(len(part.rows) for part in written.parts())
+        preparing.publish(written)
     for id_, why in written.rejected[:20]:
         log.warning("%s left out: %s", id_, why)
     if len(written.rejected) > 20:

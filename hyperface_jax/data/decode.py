@@ -8,6 +8,12 @@ from PIL import Image
 
 from hyperface_jax.data.records import BadRecordError
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
+"""What Pillow may try: its EPS reader, for one, starts another program."""
+
+MAX_PIXELS = 1 << 26
+"""67 million. A header of 1 kB can promise 4 billion."""
+
 
 class BadImageError(BadRecordError):
     """The bytes are not an image that can be read; the message says why."""
@@ -66,14 +72,23 @@ def decode_rgb(data: bytes) -> np.ndarray:
         raise BadImageError("0 bytes")
     if data[:2] == b"\xff\xd8":
         try:
+            if len(data) < 1 << 24:  # a larger file may hold what it promises
+                _check_pixels(*map(int, simplejpeg.decode_jpeg_header(data)[:2]))
             # Releases the GIL and takes less than half of Pillow's time.
             return simplejpeg.decode_jpeg(data, "RGB")
+        except BadImageError:
+            raise
         except ValueError as error:
             first = error
         if _rejects_colour_space(first):
             return _decode_with_pillow(data)
         raise BadImageError(f"corrupt JPEG of {len(data)} bytes ({first})")
     return _decode_with_pillow(data)
+
+
+def _check_pixels(height: int, width: int) -> None:
+    if int(height) * int(width) > MAX_PIXELS:
+        raise BadImageError(f"an image of {height} x {width} pixels")
 
 
 def _rejects_colour_space(error: ValueError) -> bool:
@@ -83,7 +98,8 @@ def _rejects_colour_space(error: ValueError) -> bool:
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(image.height, image.width)
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).split("<")[0].strip()

@@ -12,7 +12,7 @@ from etils import epath
 
 from hyperface_jax.data.face_set import FaceSet, drop_empty, fingerprint_of
 from hyperface_jax.data.name_lists import read_names
-from hyperface_jax.data.records import ids_of
+from hyperface_jax.data.records import each_id
 
 _KINDS = ("identity", "image")
 
@@ -42,6 +42,15 @@ def read_exclusions(path: epath.PathLike) -> dict[str, set[str]]:
     return found
 
 
+def read_all_exclusions(paths: Iterable[epath.PathLike]) -> dict[str, set[str]]:
+    """Several files as one list: what one excludes another may name again."""
+    found: dict[str, set[str]] = {kind: set() for kind in _KINDS}
+    for path in paths:
+        for kind, names in read_exclusions(path).items():
+            found[kind] |= names
+    return found
+
+
 def exclude(
     faces: FaceSet,
     excluded: Mapping[str, Iterable[str]],
@@ -67,13 +76,13 @@ def exclude(
         )
     gone = np.array([name in names for name in faces.identities], bool)[faces.labels]
     if ids:
-        row_of = ids_of(faces.source)
-        if unknown := ids - row_of.keys():
+        rows = {row: id_ for row, id_ in each_id(faces.source) if id_ in ids}
+        if unknown := ids - set(rows.values()):
             raise ValueError(
                 f"{faces.name}: no image {sorted(unknown)[0]!r} to exclude "
                 f"({len(unknown)} of {len(ids)} are unknown)"
             )
-        gone |= np.isin(faces.rows, [row_of[name] for name in ids])
+        gone |= np.isin(faces.rows, list(rows))
     if gone.all():
         raise ValueError(f"{faces.name}: nothing is left after the exclusions")
     return drop_empty(_select(faces, ~gone, "exclude"))

@@ -108,6 +108,8 @@ def face_set_of_files(
     )
     labels = labels.astype(np.int32)
     ids = [f"{identity}/{file.rsplit('.', 1)[0]}" for identity, file in names]
+    if len(set(ids)) < len(ids):  # 1.jpg beside 1.png
+        ids = [f"{identity}/{file}" for identity, file in names]
     return FaceSet(
         name=name,
         source=ImageSource(reader, labels, ids),
@@ -126,33 +128,65 @@ def is_image(name: str) -> bool:
 
 def _in_folder(folder: epath.Path):
     found = sorted(
-        (person.name, file.name, file.stat().length)
+        # A link to nowhere has no size and is reported when it is read; a pipe is
+        # no file at all and would be waited for.
+        (person.name, file.name, file.stat().length if file.exists() else -1)
         for person in folder.iterdir()
         if person.is_dir()
         for file in person.iterdir()
-        if is_image(file.name)
+        if is_image(file.name) and (_is_regular(file) or not file.exists())
     )
     names = [(person, file) for person, file, _ in found]
     files = [f"{person}/{file}" for person, file in names]
     return names, np.array([f[2] for f in found]), FolderReader(folder, files)
 
 
+def _is_regular(file: epath.Path) -> bool:
+    """Not a folder or a pipe; etils takes a pipe for a file."""
+    local = "://" not in os.fspath(file)
+    return os.path.isfile(file) if local else file.is_file()
+
+
 def _in_tar(path: epath.Path):
     try:
         with tarfile.open(os.fspath(path), "r:") as archive:
-            members = archive.getmembers()
-    except (tarfile.TarError, OSError) as error:
+            # Of a hard link the data lies with the member that it points to.
+            members = [
+                (m, archive.getmember(m.linkname) if m.islnk() else m)
+                for m in archive.getmembers()
+            ]
+    except (tarfile.TarError, OSError, KeyError) as error:
         raise ValueError(
             f"data.path {path}: not a readable tar ({error}); a compressed one must be "
             "unpacked first"
         ) from None
     found = []
-    for member in members:
+    for member, data in members:
         parts = member.name.split("/")
-        if member.isfile() and len(parts) >= 2 and is_image(parts[-1]):
-            found.append((parts[-2], parts[-1], member.offset_data, member.size))
+        if not is_image(parts[-1]) or len(parts) < 2:
+            continue
+        if data.isfile():
+            found.append((parts[-2], parts[-1], data.offset_data, data.size))
+        elif member.issym():
+            raise ValueError(
+                f"data.path {path}: {member.name} is a symbolic link, expected files "
+                "(tar --dereference)"
+            )
+    _check_end(path)
     found.sort()
     offsets = np.array([f[2] for f in found], np.int64)
     sizes = np.array([f[3] for f in found], np.int64)
     names = [(person, file) for person, file, _, _ in found]
     return names, sizes, TarReader(path, offsets, sizes)
+
+
+def _check_end(path: epath.Path) -> None:
+    """A tar ends with two blocks of zeros; one that does not was cut off or damaged."""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
+        file.seek(max(size - 1024, 0))
+        if any(file.read()):
+            raise ValueError(
+                f"data.path {path}: not a readable tar (no end mark: it is cut off)"
+            )

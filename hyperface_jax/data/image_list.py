@@ -60,7 +60,7 @@ def _named(fields: list[str]) -> ListedImage | None:
 
 def _bare(fields: list[str]) -> ListedImage | None:
     """`NAME/file`: the folder is the person (OpenSphere's present lists)."""
-    if len(fields) != 1 or "/" not in fields[0]:
+    if len(fields) != 1 or "/" not in fields[0] or "\t" in fields[0]:
         return None
     return ListedImage(fields[0], fields[0].split("/")[-2])
 
@@ -114,7 +114,7 @@ def parse_list(path: epath.Path, kind: str = "auto") -> list[ListedImage]:
       ValueError: no format fits every line.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable text file ({error})") from None
     if kind != "auto" and kind not in LISTS:
@@ -148,7 +148,7 @@ def _number(text: str) -> bool:
 
 
 def _whole(text: str) -> str:
-    return str(int(float(text)))
+    return text.split(".")[0].lstrip("0") or "0"
 
 
 def _natural(name: str) -> tuple[int, int, str]:

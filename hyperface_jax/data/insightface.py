@@ -41,6 +41,11 @@ class RecordIOSource:
     def __len__(self) -> int:
         return len(self._file)
 
+    @property
+    def ids(self) -> Sequence[str]:
+        """Key of each record."""
+        return [str(key) for key in self._file.keys]
+
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
         """Records; the id is the key."""
         return [self._record(int(row)) for row in rows]
@@ -65,7 +70,7 @@ def whole_label(labels: np.ndarray) -> int:
       BadRecordError: it is not.
     """
     value = float(labels[0])
-    if not (value >= 0 and value == int(value)):
+    if not (0 <= value < 1 << 31 and value == int(value)):
         raise BadRecordError(f"label is {value}, expected a whole number from 0")
     return int(value)
 
@@ -142,36 +147,36 @@ def _check_pair(file: RecordFile) -> None:
 def split_file(file: RecordFile) -> tuple[RecordFile, RecordFile | None]:
     """The images, and the identity records where there is a header record.
 
-    Whether a record holds an image is looked up, because the header's own numbers
-    may be rounded: images come first, identity records (no image) last, so the
-    border is found by bisection.
+    Identity records are the last ones: no image, and a range of keys as labels. They
+    are looked at from the end, because the header's own numbers may be rounded. What
+    is damaged between the last image and the first identity record counts as an image,
+    so that it is reported as one.
     """
-    if file.keys[0] != 0 or not _is_header(file, 0):
+    if file.keys[0] != 0 or _kind(file, 0) == "image":
         return file, None
-    low, high = 1, len(file)  # the first record without an image is in [low, high]
-    while low < high:
-        middle = (low + high) // 2
-        if _has_image(file, middle):
-            low = middle + 1
-        else:
-            high = middle
-    return file.take(slice(1, low)), file.take(slice(low, None))
+    border = len(file)
+    for position in range(len(file) - 1, 0, -1):
+        kind = _kind(file, position)
+        if kind == "image":
+            break
+        if kind == "identity":
+            border = position
+    return file.take(slice(1, border)), file.take(slice(border, None))
 
 
-def _is_header(file: RecordFile, position: int) -> bool:
+def _kind(file: RecordFile, position: int) -> str:
+    """`image`, `identity` (or header: a range of keys without an image), `damaged`."""
     try:
         record = file.read(position)
     except RecordIOError:
-        return False
-    return record.flag >= 2 and not record.image
-
-
-def _has_image(file: RecordFile, position: int) -> bool:
-    """A damaged record counts as an image, so that it is reported as one."""
-    try:
-        return len(file.read(position).image) > 0 or file.read(position).flag < 2
-    except RecordIOError:
-        return True
+        return "damaged"
+    if record.image or record.flag < 2:
+        return "image"
+    start, stop = record.labels[:2]
+    first, last = file.keys[0], float(file.keys[-1])
+    # float32 rounds keys: the last range may seem to end a little beyond the last key.
+    within = max(first, 1) <= start <= stop <= 1.001 * last + 2
+    return "identity" if within and start == int(start) else "image"
 
 
 def _labels_from_ranges(

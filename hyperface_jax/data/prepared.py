@@ -65,6 +65,18 @@ class ShardSource:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def check_lengths(self, promised: Sequence[int]) -> None:
+        """A damaged shard seems to be empty.
+
+        Raises:
+          ValueError: a shard does not hold as many records as promised.
+        """
+        for file, found, count in zip(
+            self._files, np.diff(self._starts), promised, strict=True
+        ):
+            if found != count:
+                raise ValueError(f"{file}: {found} records found, expected {count}")
+
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
         """Records; one in a damaged part of a shard is an error."""
         wanted = np.asarray(rows, np.int64)
@@ -177,6 +189,7 @@ def open_split(builder: Any, split: str) -> FaceSet:
     facts = (builder.info.metadata or {}).get("splits", {}).get(split, {})
     info = builder.info.splits[split]
     source = ShardSource([os.fspath(path) for path in info.filepaths])
+    source.check_lengths(info.shard_lengths)
     labels, identities = _labels(folder, split, facts, source)
     if len(labels) != len(source):
         raise ValueError(
@@ -214,9 +227,18 @@ def _labels(
         labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         return labels, tuple(facts["identities"])
     if (folder / LABELS).exists() and split == "train":
-        with (folder / LABELS).open("rb") as file:
-            labels = np.load(file)
-        return labels, tuple(row[0] for row in read_names(folder / IDENTITIES))
+        names = tuple(row[0] for row in read_names(folder / IDENTITIES))
+        try:
+            with (folder / LABELS).open("rb") as file:
+                labels = np.load(file)
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{folder / LABELS}: {error}") from None
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+            raise ValueError(
+                f"{folder / LABELS}: labels {labels.min()} to {labels.max()} for "
+                f"{len(names)} identities"
+            )
+        return labels, names
     labels = np.zeros(len(source), np.int32)
     for start in tqdm(range(0, len(source), 1024), "labels", disable=len(source) < 1e5):
         rows = range(start, min(start + 1024, len(source)))
@@ -229,7 +251,11 @@ def _labels(
 
 def open_folder(path: epath.PathLike) -> FaceSet:
     """The training split, or the only one, of a prepared folder."""
-    builder = tfds.builder_from_directory(os.fspath(path))
+    try:
+        builder = tfds.builder_from_directory(os.fspath(path))
+    except Exception as error:  # whatever a damaged JSON file makes protobuf raise
+        why = " ".join(str(error).split())[:160]
+        raise ValueError(f"{path}: not a prepared dataset ({why})") from None
     splits = list(builder.info.splits)
     return open_split(builder, "train" if "train" in splits else splits[0])
 

@@ -7,6 +7,7 @@ the dataset visible. TFDS's own preparation writes to a random folder and starts
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +45,14 @@ class Options:
       images_per_shard: the last shard may have fewer.
       workers: processes; 0 writes in this one.
       aligner: cuts faces out by landmarks, or None.
+      origin: where the source is: one that was stopped goes on with the same only.
     """
 
     verify: bool = False
     images_per_shard: int = 16384
     workers: int = 0
     aligner: Aligner | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,16 @@ def _claim(folder: Path, faces: FaceSet, name: str, options: Options) -> None:
         "verify": options.verify,
         "images_per_shard": options.images_per_shard,
         "aligner": repr(options.aligner),
+        "origin": options.origin,
     }
     path = folder / _PLAN
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"{path} is damaged: delete {folder} to start again"
+            ) from None
         if found != json.loads(json.dumps(plan)):
             different = [key for key in plan if found.get(key) != plan[key]]
             raise ValueError(
@@ -184,18 +194,25 @@ def _run(tasks: Iterator[shards.ShardTask], workers: int) -> Iterator[int]:
         return
     # Spawn: a fork of a process in which JAX or BLAS has threads may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),)
-    ) as pool:
-        pending: set[Any] = set()
-        for task in tasks:
-            pending.add(pool.submit(shards.write_shard, task))
-            if len(pending) > workers:
+    )
+    try:
+        with pool:
+            pending: set[Any] = set()
+            for task in tasks:
+                pending.add(pool.submit(shards.write_shard, task))
+                if len(pending) > workers:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while pending:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+    except BrokenProcessPool:
+        raise ValueError(
+            "a worker process was killed, perhaps for want of memory: use fewer "
+            "workers; the same command goes on from here"
+        ) from None
 
 
 def _follow_parent(parent: int) -> None:
@@ -209,10 +226,42 @@ def _follow_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextlib.contextmanager
+def locked(final: Path) -> Iterator[None]:
+    """Keeps a second process from writing to the same dataset.
+
+    The lock is on the incomplete folder itself: it leaves no file, and ends with the
+    process whatever happens to it.
+
+    Raises:
+      ValueError: another process has it.
+    """
+    folder = final.with_name(f"{final.name}.incomplete")
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another process prepares {final} right now") from None
+        if not folder.exists() or os.stat(folder).st_ino != os.fstat(handle).st_ino:
+            raise ValueError(f"another process has just prepared {final}")
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only if nothing was begun
+
+
 def publish(written: Written) -> None:
-    """Removes what only preparation needs and gives the folder its final name."""
-    shutil.rmtree(written.folder / _PARTS)
-    (written.folder / _PLAN).unlink()
+    """Gives the folder its final name; then removes what only preparation needs."""
     with contextlib.suppress(FileNotFoundError):
         written.final.rmdir()  # an empty folder that somebody made is no obstacle
     os.replace(written.folder, written.final)
+    tidy(written.final)
+
+
+def tidy(final: Path) -> None:
+    """Also after a kill between the two steps of `publish`."""
+    shutil.rmtree(final / _PARTS, ignore_errors=True)
+    (final / _PLAN).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """What a source of images is, and the errors of a single record."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -93,8 +93,9 @@ class ImageSource:
     def _record(self, row: int) -> Record:
         try:
             image = self._read(row)
-        except OSError as error:
-            return BadRecordError(f"{self._ids[row]}: {error.strerror or error}")
+        except (OSError, ValueError) as error:  # a path may hold a NUL
+            why = getattr(error, "strerror", None) or error
+            return BadRecordError(f"{self._ids[row]}: {why}")
         return {"image": image, "label": int(self._labels[row]), "id": self._ids[row]}
 
     def take(self, rows: np.ndarray) -> "ImageSource":
@@ -106,7 +107,7 @@ class ImageSource:
 
 
 class ConcatSource:
-    """Several sources one after the other, labels shifted.
+    """Several sources one after the other: labels shifted, "0/", "1/" ... before ids.
 
     Args:
       sources: in order.
@@ -132,7 +133,10 @@ class ConcatSource:
             records = self._sources[k].__getitems__(own)
             for place, record in zip(places, records, strict=True):
                 if isinstance(record, dict):
-                    record = record | {"label": record["label"] + self._offsets[k]}
+                    record = record | {
+                        "label": record["label"] + self._offsets[k],
+                        "id": f"{k}/{record['id']}",
+                    }
                 found[place] = record
         return found
 
@@ -150,15 +154,28 @@ class ConcatSource:
         )
 
 
-def ids_of(source: RecordSource) -> dict[str, int]:
-    """Id -> row of every readable record; reads them where they are not known."""
+def each_id(source: RecordSource) -> Iterator[tuple[int, str]]:
+    """Row and id of every readable record; reads them where they are not known."""
     known: Sequence[str] | None = getattr(source, "ids", None)
     if known is not None:
-        return {name: row for row, name in enumerate(known)}
-    found: dict[str, int] = {}
+        yield from enumerate(known)
+        return
     for start in range(0, len(source), 1024):
         rows = range(start, min(start + 1024, len(source)))
         for row, record in zip(rows, source.__getitems__(rows), strict=True):
             if isinstance(record, dict):
-                found[record["id"]] = row
+                yield row, record["id"]
+
+
+def ids_of(source: RecordSource) -> dict[str, int]:
+    """Id -> row.
+
+    Raises:
+      ValueError: an id stands for two records: nobody can tell which is meant.
+    """
+    found: dict[str, int] = {}
+    for row, id_ in each_id(source):
+        if id_ in found:
+            raise ValueError(f"id {id_!r} stands for two images, expected one")
+        found[id_] = row
     return found

@@ -1,7 +1,7 @@
 """Reading pickles of other people without running their code.
 
 A pickle is a program: it may import and call anything. This reader builds lists,
-tuples, bytes, strings and numbers, and knows five names of NumPy's, for which it has
+tuples, bytes, strings and numbers, and knows six names of NumPy's, for which it has
 stand-ins of its own. Whatever else a pickle names is refused before it is imported.
 """
 
@@ -47,6 +47,13 @@ class _Array:
         self.value = flat.reshape([int(n) for n in shape])
 
 
+def _frombuffer(buffer: Any, dtype: Any, shape: Any, *_: Any) -> _Array:
+    """numpy._core.numeric._frombuffer: an array as protocol 5 writes it."""
+    array = _Array()
+    array.__setstate__((1, shape, dtype, False, bytes(buffer)))
+    return array
+
+
 def _scalar(dtype: Any, data: Any) -> Any:
     """numpy.core.multiarray.scalar: a number of one byte."""
     if not isinstance(dtype, _DType) or not isinstance(data, bytes):
@@ -69,6 +76,8 @@ _ALLOWED: dict[tuple[str, str], Callable] = {
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ALLOWED[_module, "_reconstruct"] = _Array
     _ALLOWED[_module, "scalar"] = _scalar
+for _module in ("numpy.core.numeric", "numpy._core.numeric"):
+    _ALLOWED[_module, "_frombuffer"] = _frombuffer
 
 
 # The pickle module's own Python class and not the C one: its memo is a dict, where the

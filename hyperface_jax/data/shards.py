@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,12 @@ import simplejpeg
 from array_record.python.array_record_module import ArrayRecordWriter  # pyright: ignore[reportMissingModuleSource, reportAttributeAccessIssue]
 from PIL import Image
 
-from hyperface_jax.data.decode import BadImageError, decode_rgb
+from hyperface_jax.data.decode import (
+    FORMATS,
+    MAX_PIXELS,
+    BadImageError,
+    decode_rgb,
+)
 from hyperface_jax.data.face_crops import Aligner
 from hyperface_jax.data.prepared import serialise
 from hyperface_jax.data.records import BadRecordError, Record, RecordSource
@@ -89,11 +95,11 @@ def image_size(image: bytes) -> tuple[int, int]:
         if image[:2] == b"\xff\xd8":
             height, width = map(int, simplejpeg.decode_jpeg_header(image)[:2])
         else:
-            with Image.open(io.BytesIO(image)) as opened:
+            with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
                 width, height = opened.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise BadImageError(f"{len(image)} bytes that are no image") from None
-    if not 0 < max(height, width) < 1 << 16:
+    if not 0 < height * width <= MAX_PIXELS:
         raise BadImageError(f"an image of {height} x {width} pixels")
     return height, width
 
@@ -135,6 +141,14 @@ def examples(task: ShardTask, rejected: list[tuple[int, str, str]]) -> Iterator[
 def write_shard(task: ShardTask) -> int:
     """Writes a shard and its part; returns the number of records looked at."""
     temporary = Path(f"{task.path}.tmp")
+    try:
+        return _write(task, temporary)
+    except RuntimeError as error:  # array_record's, of a full disk for example
+        why = " ".join(str(error).split())[:200]
+        raise OSError(f"{task.path}: cannot be written ({why})") from None
+
+
+def _write(task: ShardTask, temporary: Path) -> int:
     rejected: list[tuple[int, str, str]] = []
     rows, labels, hashes, sizes, num_bytes = [], [], [], [], 0
     writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
@@ -198,4 +212,7 @@ def is_done(path: Path, part: Path) -> bool:
     """True for a shard that was finished and is as long as it was then."""
     if not (part.exists() and path.exists()):
         return False
-    return read_part(part).file_bytes == path.stat().st_size
+    try:
+        return read_part(part).file_bytes == path.stat().st_size
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile):
+        return False  # cut off when the machine went down

@@ -67,8 +67,9 @@ def train_and_test(
         tests += [] if test is None else [test]
     tests += sources.validation_sets(path)
     # From training only: what a protocol tests is not ours to choose.
-    for file in sources.split_paths(exclude):
-        train = edits.exclude(train, edits.read_exclusions(file), known=whole)
+    if exclude:
+        listed = edits.read_all_exclusions(sources.split_paths(exclude))
+        train = edits.exclude(train, listed, known=whole)
     train = edits.at_least(train, min_images)
     train = edits.at_most(train, max_images, seed=seed)
     train = edits.split_identities(train, split_identities, seed=seed)

@@ -13,6 +13,9 @@ memory-mapped.
 import dataclasses
 import json
 import os
+import shutil
+import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +25,10 @@ from hyperface_jax.data.name_lists import read_names, write_names
 
 ARRAY, IDS, META, DONE = "embeddings.npy", "ids.txt", "meta.json", "done"
 PART_IMAGES = 16384
+_DAMAGE = (
+    *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError),
+    *(IndexError, ZeroDivisionError, zipfile.BadZipFile),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +55,32 @@ def open_embeddings(path: str | os.PathLike) -> Stored:
     Raises:
       ValueError: unfinished, of another shape, or with NaN among the ids' rows.
     """
-    where = Path(path)
+    try:
+        found = _open(Path(path))
+    except _DAMAGE as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        why = f"{type(error).__name__}: {error}"[:160]
+        raise ValueError(f"{path}: damaged embeddings ({why})") from None
+    views, ids = found.views, found.ids
+    if views.ndim != 3 or not np.issubdtype(views.dtype, np.floating):
+        raise ValueError(
+            f"{path}: {views.dtype} {list(views.shape)}, expected floats [N, D] or "
+            "[N, views, D]"
+        )
+    if views.shape[1] not in (1, 2) or not views.shape[2]:
+        raise ValueError(
+            f"{path}: {list(views.shape)}, expected 1 or 2 views of 1 number or more"
+        )
+    if ids is not None and len(ids) != len(views):
+        raise ValueError(f"{path}: {len(ids)} ids for {len(views)} embeddings")
+    if ids is not None and len(set(ids)) < len(ids):
+        raise ValueError(f"{path}: {len(ids) - len(set(ids))} ids occur twice")
+    return found
+
+
+def _open(where: Path) -> Stored:
+    path = where
     if where.is_dir():
         return EmbeddingStore.open(where).read()
     try:
@@ -66,16 +98,12 @@ def open_embeddings(path: str | os.PathLike) -> Stored:
             raise ValueError(f"{path}: holds {loaded.files}, expected 'embeddings'")
         views = loaded["embeddings"]
         if "ids" in loaded.files:
-            ids = tuple(map(str, loaded["ids"]))
+            ids = tuple(
+                i.decode() if isinstance(i, bytes) else str(i)
+                for i in np.atleast_1d(loaded["ids"]).tolist()
+            )
     if views.ndim == 2:
         views = views[:, None]
-    if views.ndim != 3 or not np.issubdtype(views.dtype, np.floating):
-        raise ValueError(
-            f"{path}: {views.dtype} {list(views.shape)}, expected floats [N, D] or "
-            "[N, views, D]"
-        )
-    if ids is not None and len(ids) != len(views):
-        raise ValueError(f"{path}: {len(ids)} ids for {len(views)} embeddings")
     return Stored(views, ids)
 
 
@@ -141,16 +169,34 @@ class EmbeddingStore:
                     "give another folder or delete it"
                 )
             return store
-        (folder / DONE).mkdir(parents=True, exist_ok=True)
-        write_names(folder / IDS, ([id_] for id_ in ids))
-        shape = (len(ids), views, dimension)
-        array = np.lib.format.open_memmap(
-            folder / ARRAY, mode="w+", dtype=np.float32, shape=shape
-        )
-        array.flush()
-        temporary = folder / f"{META}.tmp"
-        temporary.write_text(json.dumps(meta, indent=1))
-        os.replace(temporary, folder / META)
+        # Made apart and renamed: another process may be about to do the same.
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            (made / DONE).mkdir()
+            write_names(made / IDS, ([id_] for id_ in ids))
+            np.lib.format.open_memmap(
+                made / ARRAY,
+                mode="w+",
+                dtype=np.float32,
+                shape=(len(ids), views, dimension),
+            ).flush()
+            (made / META).write_text(json.dumps(meta, indent=1))
+            made.chmod(0o755)
+            made.rename(folder)
+        except OSError:
+            shutil.rmtree(made)
+            if not (folder / META).exists():
+                raise
+            return cls.create(
+                folder,
+                ids,
+                views=views,
+                dimension=dimension,
+                images=images,
+                weights=weights,
+                part_images=part_images,
+            )
         return cls(folder, meta)
 
     def missing(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, range]]:

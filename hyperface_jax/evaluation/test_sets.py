@@ -1,6 +1,7 @@
 """Opens a test set by what a config or a command line says."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -8,6 +9,23 @@ from etils import epath
 from hyperface_jax.data import bin_set, loose_crops, sources
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.evaluation.ijb import read_ijb
+
+
+def open_all(items: Sequence[str], others: Sequence[str] = ()) -> list[EvaluationSet]:
+    """Several test sets.
+
+    Args:
+      items: see `open_test`.
+      others: names that are taken already.
+
+    Raises:
+      ValueError: two have one name, under which one would hide the other's results.
+    """
+    found = [open_test(item) for item in items]
+    names = [*others, *(test.name for test in found)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two test sets have one name, found {names}; use NAME=...")
+    return found
 
 
 def open_test(item: str) -> EvaluationSet:
@@ -21,7 +39,11 @@ def open_test(item: str) -> EvaluationSet:
     Raises:
       ValueError: none of them.
     """
-    name, equals, where = item.rpartition("=")
+    name, equals, where = item.partition("=")
+    if "/" in name or epath.Path(item.partition(";")[0]).exists():
+        name, equals, where = "", "", item  # the sign belongs to the path
+    elif not equals:
+        name, where = "", item
     path, semicolon, pairs_path = where.partition(";")
     folder = epath.Path(path)
     if semicolon:
