@@ -13,6 +13,7 @@ where it was; nothing half-written ever has the final name. Training names the s
 import argparse
 import logging
 import os
+import re
 from collections.abc import Sequence
 
 from hyperface_jax import command_line
@@ -87,6 +88,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--pairs is given with {len(a.source)} sources, expected one")
     if a.pairs and not os.path.exists(a.pairs):
         raise ValueError(f"--pairs {a.pairs}: not found")
+    if not re.fullmatch(r"[\w-][\w.-]*", a.config):
+        raise ValueError(f"--config is {a.config!r}, expected a plain name")
     if a.images_per_shard < 1 or a.workers < 0:
         raise ValueError("--images_per_shard must be positive and --workers >= 0")
     folder = datasets.folder_of(a.name, a.config, a.data_dir)
@@ -126,9 +129,16 @@ def prepare(arguments: argparse.Namespace) -> None:
             images_per_shard=a.images_per_shard,
             workers=0 if len(faces) <= a.images_per_shard else a.workers,
             aligner=_aligner(a),
-            origin=repr((a.source, a.list_root, a.list_format, a.exclude)),
+            origin=_origin(a),
         ),
     )
+
+
+def _origin(a: argparse.Namespace) -> str:
+    """What a preparation that is resumed must have in common with its beginning."""
+    files = [*a.exclude, *filter(None, [a.landmarks, a.detector_model])]
+    sizes = [os.path.getsize(file) for file in files if os.path.exists(file)]
+    return repr((a.source, a.list_root, a.list_format, files, sizes))
 
 
 def _aligner(a: argparse.Namespace) -> face_crops.Aligner | None:

@@ -227,6 +227,8 @@ def test_alignment_while_preparing(tmp_path):
         (["--source", "{tmp}/a", "--landmarks", "x", "--detector", "yunet"], "both"),
         (["--source", "{tmp}/a", "--detector", "yunet"], "needs --detector_model"),
         (["--source", "{tmp}/a", "--images_per_shard", "0"], "must be positive"),
+        (["--source", "{tmp}/a", "--config", "../../x"], "expected a plain name"),
+        (["--source", "{tmp}/a", "--source", "{tmp}/a", "--pairs", "x"], "2 sources"),
         (["--source", "{tmp}/a", "--exclude", "{tmp}/no"], "not a readable text file"),
         (["--source", "{tmp}/a", "--landmarks", "x", "--size", "7"], "--size is '7'"),
     ],

@@ -215,6 +215,8 @@ def open_local(path: str) -> int:
         raise ValueError(
             f"{path}: random access needs a local file; use data.cache=disk to copy it"
         )
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: not a regular file")
     try:
         return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
