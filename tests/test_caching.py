@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import bucket
 import numpy as np
 import pytest
 import record_files
@@ -148,3 +149,36 @@ def test_copies_go_on_and_notice_other_contents(tmp_path, monkeypatch):
         caching.copy_to_disk(str(source), cache)
     with pytest.raises(ValueError, match="not found, expected something to copy"):
         caching.copy_to_disk(str(tmp_path / "nothing"), cache)
+
+
+# --- buckets --------------------------------------------------------------------------
+
+
+def records(faces):
+    return [
+        (r["label"], r["id"], bytes(r["image"])) for r in faces.read(range(len(faces)))
+    ]
+
+
+def test_folders_and_lists_are_read_from_a_bucket(tmp_path):
+    bucket.mount()
+    local = toy.write_folder(tmp_path / "people", people=3, images=2)
+    (local / "all.txt").write_text("Person_00/Person_00_0001.jpg a\n")
+    remote = bucket.upload(local, "s3://bucket/people")
+    assert records(sources.open_path(remote)) == records(sources.open_path(str(local)))
+    listed = sources.open_path(f"{remote}/all.txt")
+    assert records(listed) == [
+        (0, "Person_00/Person_00_0001.jpg", records(sources.open_path(remote))[0][2])
+    ]
+
+
+def test_what_a_library_cannot_read_in_a_bucket_is_copied_first(tmp_path):
+    bucket.mount()
+    local = record_files.write_insightface(tmp_path / "rec")
+    remote = bucket.upload(local, "s3://bucket/rec")
+    with pytest.raises(ValueError, match=r"s3://bucket/rec/train.rec.*data.cache=disk"):
+        sources.open_path(remote)
+    found = datasets.open_dataset(
+        "ms1m", config="", path=remote, copy_to=str(tmp_path / "cache")
+    )["train"]
+    assert records(found) == records(insightface.open_insightface(local))

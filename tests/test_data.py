@@ -74,6 +74,11 @@ def test_lfw_pairs(tmp_path):
     np.testing.assert_array_equal(found.second, [1, 5, 10, 12])
     np.testing.assert_array_equal(found.is_genuine, [True, False, True, False])
     np.testing.assert_array_equal(found.fold, [0, 0, 1, 1])
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert len(pairs.read_lfw_pairs(path, ROWS)) == 4
+    path.write_bytes(b"2\t1\n\xff")
+    with pytest.raises(ValueError, match=r"pairs file .*pairs.txt: not UTF-8"):
+        pairs.read_lfw_pairs(path, ROWS)
     again = pairs.Pairs.from_json(found.to_json())
     np.testing.assert_array_equal(again.is_genuine, found.is_genuine)
 
@@ -86,6 +91,8 @@ def test_lfw_pairs(tmp_path):
         (GOOD.replace("2\t1\n", "3\t1\n", 1), "4 pairs found, expected 2 x 3 folds"),
         (GOOD.replace("P2\t1\t3", "P2\t1\t9"), "line 4: no image P2/P2_0009"),
         (GOOD.replace("P2\t1\t3", "P2\t1\tx"), "line 4: image number is 'x'"),
+        (GOOD.replace("P2\t1\t3", f"P2\t1\t{'9' * 5000}"), "line 4: image number is"),
+        (GOOD.replace("2\t1\n", f"2\t{'9' * 5000}\n", 1), "line 1: found '2"),
         (GOOD.replace("P2\t1\t3", "P2\t1"), "line 4: 2 fields found"),
         (GOOD.replace("P0\t1\t2\n", "P0\t1\tP3\t2\n"), "line 2: expected genuine"),
     ],

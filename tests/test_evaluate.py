@@ -272,6 +272,39 @@ def test_distractors_by_both_rules(tmp_path, rng):
     assert results[0].counts == {"probes": 12, "searches": 24, "distractors": 500}
     assert results[0].metrics["rank1"] > 0.9
     assert len(results[0].cmc) == 100
+    np.save(tmp_path / "crowd.npy", rng.normal(size=(5, 8)).astype(np.float32))
+    with pytest.raises(ValueError, match=r"distractors have 8 dimensions.* probes 16"):
+        run(
+            *("--set", folder, "--embeddings", tmp_path / "probes.npy"),
+            *("--distractors", tmp_path / "crowd.npy", "--out", tmp_path / "out"),
+        )
+
+
+def test_zero_embeddings_of_others_count_as_unreadable(tmp_path, lfw, rng):
+    views = np.load(tmp_path / "lfw.npy")
+    views[[2, 7]] = 0
+    np.save(tmp_path / "a.npy", views)
+    (result, *_) = run(
+        *("--set", lfw, "--embeddings", tmp_path / "a.npy"),
+        *("--out", tmp_path / "out", "--protocols", "verification"),
+    )
+    assert result.counts["unreadable_images"] == 2
+
+
+def test_a_probe_without_a_mate_costs_one_algorithm_and_nothing_else(tmp_path, shared):
+    oracle = write_ijb(tmp_path / "IJBC", shared)
+    gallery = tmp_path / "IJBC" / "meta" / "ijbc_1N_gallery_G1.csv"
+    lines = gallery.read_text().splitlines()
+    gallery.write_text("\n".join(lines[:-1]) + "\n")
+    np.save(tmp_path / "f.npy", oracle["features"])
+    one, many = run(
+        *("--set", tmp_path / "IJBC", "--embeddings", tmp_path / "f.npy"),
+        *("--out", tmp_path / "out"),
+    )
+    assert one.metrics["auc"] > 0.5
+    assert "nist_rank1" in many.metrics
+    assert "pairs_rank1" not in many.metrics
+    assert "probes are in neither gallery" in many.note
 
 
 # --- templates ------------------------------------------------------------------------

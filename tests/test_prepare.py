@@ -1,6 +1,7 @@
 """`python -m hyperface_jax.prepare`: what goes in comes out, killed or not."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import toy
 from hyperface_jax import prepare
 from hyperface_jax.data import (
     builders,
+    dataset_card,
     datasets,
     describing,
     edits,
@@ -151,7 +153,7 @@ def test_rejections_duplicates_and_card(tmp_path):
     )
     assert len(rejected) == 6
     assert rejected["Person_01/Person_01_0002"] == "0 bytes"
-    listed = (folder / describing.DUPLICATES).read_text().splitlines()
+    listed = (folder / dataset_card.DUPLICATES).read_text().splitlines()
     assert listed == [
         "image\tPerson_00/Person_00_0003\tsame bytes under Person_00, Person_04",
         "image\tPerson_04/Person_04_0002\tsame bytes under Person_00, Person_04",
@@ -170,7 +172,7 @@ def test_rejections_duplicates_and_card(tmp_path):
     # What was found is a list that prepare takes.
     run(
         *("--source", source, "--data_dir", tmp_path, "--config", "clean"),
-        *("--exclude", folder / describing.DUPLICATES),
+        *("--exclude", folder / dataset_card.DUPLICATES),
     )
     assert len(opened(tmp_path, config="clean")) == 11
     # From a prepared set another one can be prepared.
@@ -189,6 +191,56 @@ def test_pairs_follow_their_images_through_rejections(tmp_path):
     (source / "Person_01" / "Person_01_0001.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no image .* it was rejected, 0 bytes"):
         run("--source", source, "--data_dir", tmp_path / "b", "--pairs", pairs)
+
+
+def test_a_prepared_set_prepared_again_keeps_its_tests(tmp_path):
+    source = toy.write_folder(tmp_path / "source")
+    pairs = toy.write_pairs(tmp_path / "pairs.txt")
+    run("--source", source, "--data_dir", tmp_path, "--pairs", pairs)
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    out = tmp_path / "out.tsv"
+    out.write_text("image\tPerson_00/Person_00_0003\n")  # in no pair
+    run(
+        *("--source", folder, "--data_dir", tmp_path, "--config", "again"),
+        *("--exclude", out),
+    )
+
+    def named(faces):
+        each = (faces.pairs.first.tolist(), faces.pairs.second.tolist())
+        return [[r["id"] for r in faces.source.__getitems__(rows)] for rows in each]
+
+    first, again = opened(tmp_path), opened(tmp_path, config="again")
+    assert len(again) == len(first) - 1
+    assert named(again) == named(first)
+    np.testing.assert_array_equal(again.pairs.fold, first.pairs.fold)
+    out.write_text("image\tPerson_00/Person_00_0001\n")
+    with pytest.raises(ValueError, match="1 of the images that its test pairs"):
+        run(
+            *("--source", folder, "--data_dir", tmp_path, "--config", "third"),
+            *("--exclude", out),
+        )
+
+
+def test_more_shards_than_the_system_opens_at_first(tmp_path):
+    faces = toy.write_folder(tmp_path / "source", people=40, images=2, size=16)
+    run("--source", faces, "--data_dir", tmp_path, "--images_per_shard", 1)
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(os.listdir("/dev/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 40, limits[1]))
+        opened_set = prepared.open_folder(folder)
+        assert len(opened_set.read(range(80))) == 80
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    code = (
+        "import resource, sys; "
+        "from hyperface_jax.data import shard_source as s; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
+        "s._allow_open_files(100)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "100 shards are to be open at once, the system allows 64" in done.stderr
 
 
 def test_alignment_while_preparing(tmp_path):

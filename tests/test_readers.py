@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import record_files
 import toy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hyperface_jax.data import (
@@ -154,8 +154,11 @@ def test_a_cut_off_file_and_an_index_of_another_file(tmp_path):
         ("train.idx", "", "no line 'key offset' found"),
         ("train.idx", "1\t0\n2\tx\n", "line 2: found '2"),
         ("train.idx", "1\t0\n2\t-4\n", "line 2: found '2"),
+        ("train.idx", "1\t0\n2\t9223372036854775807\n", "line 2: found '2"),
+        ("train.idx", f"1\t0\n{'9' * 5000}\t8\n", "line 2: found '999"),
         ("train.idx", "1\t0\n1\t40\n", "key 1 occurs more than once"),
         ("property", "many\n", "expected 'classes,height,width'"),
+        ("property", f"{'9' * 5000},32,32\n", "expected 'classes,height,width'"),
         ("property", "3,32,32\n", "3 classes, but there is a label 4"),
     ],
 )
@@ -404,6 +407,25 @@ def test_numbers_sort_as_numbers_and_blanks_in_names_survive(tmp_path):
     path.write_text("0\t10\ta b.jpg\n1\t9\tc.jpg\n")
     assert image_list.open_list(path).identities == ("9", "10")
     assert image_list.parse_list(path)[0].path == "a b.jpg"
+    huge = "9" * 5000
+    path.write_text(f"a.jpg {huge}\nb.jpg 012\nc.jpg 10\nd.jpg Ann\n")
+    assert image_list.open_list(path).identities == ("10", "012", huge, "Ann")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("p/a.jpg\t3\n", ("p/a.jpg", "3")),
+        ("p/a.jpg  3\n", ("p/a.jpg", "3")),
+        ("p q/a b.jpg 3\n", ("p q/a b.jpg", "3")),
+        ("p q/a b.jpg 0  3 0\n", ("p q/a b.jpg", "3")),
+        ("p q/a b.jpg\n", ("p q/a b.jpg", "p q")),
+    ],
+)
+def test_columns_of_lists_that_hands_wrote(tmp_path, text, expected):
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    assert image_list.parse_list(path) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -411,6 +433,7 @@ def test_numbers_sort_as_numbers_and_blanks_in_names_survive(tmp_path):
     [
         ("", "no line found"),
         ("a.jpg 1\nb.jpg 1 2\n", "line 2: found 'b.jpg 1 2', which fits none"),
+        ("a.jpg\n", "line 1: found 'a.jpg', which fits none"),
         ("a.gif 1\n", "line 1: found 'a.gif 1'"),
     ],
 )
@@ -521,6 +544,7 @@ def faces(tmp_path):
 
 
 @settings(max_examples=200, deadline=None)
+@example([["\ud800", "a\\ud800", "\udfff\t"]])
 @given(st.lists(st.lists(st.text(st.characters()), min_size=1, max_size=3), max_size=5))
 def test_any_name_survives_a_list(rows):
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """Lists of images: im2rec, face2rec2, OpenSphere, MagFace, FaceX-Zoo, CVLface.
 
-One image a line. The format is told by the columns of the whole file, so a path with
-a blank in it does not change it from line to line.
+One image a line. The format is told by the columns of the whole file. Where blanks
+separate them, columns are counted from the right, so a path may hold blanks.
 """
 
 import re
@@ -27,7 +27,7 @@ class ListedImage(NamedTuple):
 
 def _im2rec(fields: list[str]) -> ListedImage | None:
     """`index<TAB>label...<TAB>path`: the first label counts."""
-    if len(fields) < 3 or not fields[0].isdigit() or not _number(fields[1]):
+    if len(fields) < 3 or not _number(fields[0]) or not _number(fields[1]):
         return None
     return ListedImage(fields[-1], _whole(fields[1]))
 
@@ -41,7 +41,7 @@ def _face2rec(fields: list[str]) -> ListedImage | None:
 
 def _cvlface(fields: list[str]) -> ListedImage | None:
     """`index<TAB>path<TAB>label` of CVLface."""
-    if len(fields) != 3 or not fields[0].isdigit() or not _number(fields[2]):
+    if len(fields) != 3 or not _number(fields[0]) or not _number(fields[2]):
         return None
     return ListedImage(fields[1], _whole(fields[2]))
 
@@ -65,15 +65,25 @@ def _bare(fields: list[str]) -> ListedImage | None:
     return ListedImage(fields[0], fields[0].split("/")[-2])
 
 
-LISTS: dict[str, tuple[str, Callable[[list[str]], ListedImage | None]]] = {
-    "im2rec": ("\t", _im2rec),
-    "face2rec": ("\t", _face2rec),
-    "cvlface": ("\t", _cvlface),
-    "magface": (" ", _magface),
-    "named": (" ", _named),
-    "bare": ("\n", _bare),
+def _tabs(line: str) -> list[str]:
+    return [field.strip() for field in line.split("\t")]
+
+
+def _blanks(columns: int) -> Callable[[str], list[str]]:
+    """Any run of blanks or tabs separates; the first column gets what is left over."""
+    return lambda line: line.rsplit(None, columns - 1)
+
+
+Columns = Callable[[str], list[str]]
+LISTS: dict[str, tuple[Columns, Callable[[list[str]], ListedImage | None]]] = {
+    "im2rec": (_tabs, _im2rec),
+    "face2rec": (_tabs, _face2rec),
+    "cvlface": (_tabs, _cvlface),
+    "magface": (_blanks(4), _magface),
+    "named": (_blanks(2), _named),
+    "bare": (lambda line: [line], _bare),
 }
-"""Name -> separator and parser of a line's fields; the first that fits all wins."""
+"""Name -> columns of a line and their parser; the first that fits all lines wins."""
 
 
 def open_list(
@@ -124,11 +134,10 @@ def parse_list(path: epath.Path, kind: str = "auto") -> list[ListedImage]:
         raise ValueError(f"{path}: no line found, expected one image a line")
     furthest = (0, "")
     for name in LISTS if kind == "auto" else (kind,):
-        separator, parse = LISTS[name]
+        columns, parse = LISTS[name]
         images, failed = [], None
         for number, line in lines:
-            fields = [field.strip() for field in line.strip().split(separator)]
-            image = parse(fields)
+            image = parse(columns(line.strip()))
             if image is None or not is_image(image.path.rsplit("/", 1)[-1]):
                 failed = (number, line)
                 break
@@ -151,6 +160,10 @@ def _whole(text: str) -> str:
     return text.split(".")[0].lstrip("0") or "0"
 
 
-def _natural(name: str) -> tuple[int, int, str]:
+def _natural(name: str) -> tuple[int, int, str, str]:
     """9 before 10, numbers before names."""
-    return (0, int(name), "") if name.isdigit() else (1, 0, name)
+    if not name.isdecimal():
+        return (1, 0, "", name)
+    # By length and digits: int() refuses numbers of thousands of digits.
+    digits = name.lstrip("0")
+    return (0, len(digits), digits, name)

@@ -250,6 +250,6 @@ def read_property(folder: epath.Path) -> tuple[int, int, int] | None:
         return None
     lines = path.read_bytes().decode("ascii", "replace").split()
     fields = lines[0].split(",") if lines else []
-    if len(fields) != 3 or not all(f.isdigit() for f in fields):
+    if len(fields) != 3 or not all(f.isdecimal() and len(f) < 19 for f in fields):
         raise ValueError(f"{path}: found {lines[:1]}, expected 'classes,height,width'")
     return int(fields[0]), int(fields[1]), int(fields[2])

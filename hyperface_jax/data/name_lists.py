@@ -28,7 +28,7 @@ def unescape(text: str) -> str:
         code = found[0]
         return _PLAIN[code] if code in _PLAIN else chr(int(code[2:], 16))
 
-    return re.sub(r"\\(?:[\\tnr]|ud[c-f][0-9a-f]{2})", plain, text)
+    return re.sub(r"\\(?:[\\tnr]|ud[89a-f][0-9a-f]{2})", plain, text)
 
 
 def write_names(path: Path | epath.Path, rows: Iterable[Sequence[str]]) -> None:

@@ -88,9 +88,11 @@ def read_lfw_pairs(path: epath.PathLike, rows: Mapping[str, int]) -> Pairs:
     """
     path = epath.Path(path)
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except OSError as error:
         raise ValueError(f"pairs file {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"pairs file {path}: not UTF-8 ({error})") from None
     folds, per_fold = _header(path, lines[0] if lines else "")
     body = [line for line in lines[1:] if line.strip()]
     if len(body) != 2 * folds * per_fold:
@@ -110,11 +112,16 @@ def read_lfw_pairs(path: epath.PathLike, rows: Mapping[str, int]) -> Pairs:
 
 def _header(path: epath.Path, line: str) -> tuple[int, int]:
     fields = line.split()
-    if not 1 <= len(fields) <= 2 or not all(f.isdigit() and int(f) for f in fields):
+    if not 1 <= len(fields) <= 2 or not all(_is_count(f) for f in fields):
         raise ValueError(
             f"pairs file {path}, line 1: found {line[:40]!r}, expected 'folds per_fold'"
         )
     return (1, int(fields[0])) if len(fields) == 1 else (int(fields[0]), int(fields[1]))
+
+
+def _is_count(text: str) -> bool:
+    """A number from 1 of so few digits that no file could hold more pairs."""
+    return text.isdecimal() and len(text) < 10 and int(text) > 0
 
 
 def _parse_pair(
@@ -130,8 +137,10 @@ def _parse_pair(
         raise ValueError(f"{where}: {len(fields)} fields found, expected 3 or 4")
     found = []
     for name, text in zip(names, numbers, strict=True):
-        if not text.strip().isdigit():
-            raise ValueError(f"{where}: image number is {text!r}, expected digits")
+        if not _is_count(text.strip()):
+            raise ValueError(
+                f"{where}: image number is {text[:40]!r}, expected a number from 1"
+            )
         image = f"{name}/{name}_{int(text):04d}"
         if image not in rows:
             raise ValueError(f"{where}: no image {image} in the dataset")

@@ -6,6 +6,7 @@ import numpy as np
 from etils import epath
 
 _INDEX_BLOCK = 1 << 22  # bytes of text parsed at a time
+_LIMIT = 10**18  # of keys and offsets: 18 digits, which int64 surely holds
 
 
 def read_index(path: epath.PathLike) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +44,8 @@ def _parse_index(path: epath.PathLike, text: bytes) -> np.ndarray:
         except (ValueError, DeprecationWarning, UnicodeDecodeError):
             raise _bad_index(path, text) from None
     lines = text.count(b"\n") + (not text.endswith(b"\n") and len(text) > 0)
-    if len(numbers) != 2 * lines or (len(numbers) and numbers.min() < 0):
+    inside = not len(numbers) or 0 <= numbers.min() <= numbers.max() < _LIMIT
+    if len(numbers) != 2 * lines or not inside:
         raise _bad_index(path, text)
     return numbers.reshape(-1, 2)
 

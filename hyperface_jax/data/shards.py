@@ -2,7 +2,9 @@
 
 A shard is an array_record file of the records that passed, and a part file beside it
 (labels, rows, hashes, sizes, rejections). The part is renamed into place last, so a
-shard is done if and only if its part exists; a kill leaves a .tmp file at most.
+shard is done if and only if its part exists; a kill leaves a .tmp file at most. Both
+are on the disk before they get their names: a machine that goes down leaves no shard
+of the right length that holds something else.
 """
 
 import hashlib
@@ -26,8 +28,8 @@ from hyperface_jax.data.decode import (
     decode_rgb,
 )
 from hyperface_jax.data.face_crops import Aligner
-from hyperface_jax.data.prepared import serialise
 from hyperface_jax.data.records import BadRecordError, Record, RecordSource
+from hyperface_jax.data.shard_source import serialise
 
 # One record a group: random access reads no neighbours. JPEG does not shrink further,
 # and without compression reading is a copy.
@@ -173,6 +175,8 @@ def _write(task: ShardTask, temporary: Path) -> int:
         rejected=rejected,
         file_bytes=temporary.stat().st_size,
     )
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(temporary, task.path)
     _write_part(Path(task.part), part)
     return len(task.source)
@@ -190,6 +194,8 @@ def _write_part(path: Path, part: Part) -> None:
             sizes=part.sizes,
             facts=np.frombuffer(facts.encode(), np.uint8),
         )
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

@@ -94,7 +94,8 @@ def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedd
                 f"{data.name}: {len(stored.views)} embeddings without ids, expected "
                 f"one for each of {count} images"
             )
-        return Embedded(data, stored.views, np.arange(count), {}, options)
+        unreadable = _zero_rows(stored.views, np.arange(count), rows)
+        return Embedded(data, stored.views, np.arange(count), unreadable, options)
     place = {id_: k for k, id_ in enumerate(stored.ids)}
     position = np.full(len(data.faces.source), -1)
     for id_, row in ids_of(data.faces.source).items():
@@ -106,7 +107,19 @@ def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedd
         )
     row_of = np.full(len(stored.views), -1)
     row_of[position[rows]] = rows
-    unreadable = {
+    unreadable = _zero_rows(stored.views, position, rows) | {
         int(row_of[k]): why for k, why in stored.unreadable.items() if row_of[k] >= 0
     }
     return Embedded(data, stored.views, position, unreadable, options)
+
+
+def _zero_rows(
+    views: np.ndarray, position: np.ndarray, rows: np.ndarray, block: int = 8192
+) -> dict[int, str]:
+    """Rows whose embedding is 0: what tools write for an image they could not read."""
+    found = {}
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block]
+        zero = ~views[position[part]].any(axis=(1, 2))
+        found |= {int(row): "the embedding is 0" for row in part[zero]}
+    return found

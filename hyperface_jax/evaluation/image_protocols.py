@@ -149,6 +149,11 @@ def identify_among_distractors(e: Embedded) -> ProtocolResult | None:
     crowd = e.options.distractors
     if crowd is None or e.data.templates is not None:
         return None
+    if crowd.shape[1] != e.views.shape[2]:
+        raise ValueError(
+            f"distractors have {crowd.shape[1]} dimensions, the embeddings of "
+            f"{e.data.name} {e.views.shape[2]}: expected those of one network"
+        )
     labels = e.data.faces.label_of_row()
     gallery, probes = e.data.gallery, e.data.probes
     if len(gallery) and len(probes):

@@ -43,7 +43,10 @@ def verify_templates(e: Embedded) -> ProtocolResult | None:
 
 
 def identify_templates(e: Embedded) -> ProtocolResult | None:
-    """1:N of templates, by both published algorithms: `nist_...` and `pairs_...`."""
+    """1:N of templates, by both published algorithms: `nist_...` and `pairs_...`.
+
+    `pairs` has no rule for a probe without a mate: it is left out where there is one.
+    """
     meta = e.data.templates
     if meta is None or meta.probes is None or not meta.galleries:
         return None
@@ -54,17 +57,21 @@ def identify_templates(e: Embedded) -> ProtocolResult | None:
 
     galleries = [vectors(gallery) for gallery in meta.galleries]
     probe, subject = vectors(meta.probes)
+    algorithms = {
+        "nist": identification.tpir_at_fpir_nist,
+        "pairs": identification.tpir_at_fpir_pairs,
+    }
+    note = (
+        f"{e.options.pooling}; nist: galleries apart, probes without a mate are "
+        "impostors (ijb_evals); pairs: one gallery, all scores of others (ijb_1n)"
+    )
+    enrolled = np.concatenate([identity for _, identity in galleries])
+    if strangers := np.count_nonzero(~np.isin(subject, enrolled)):
+        del algorithms["pairs"]
+        note += f"; pairs left out, {strangers} probes are in neither gallery"
     metrics: dict[str, float] = {}
-    for name, algorithm in (
-        ("nist", identification.tpir_at_fpir_nist),
-        ("pairs", identification.tpir_at_fpir_pairs),
-    ):
+    for name, algorithm in algorithms.items():
         for key, value in algorithm(galleries, probe, subject).items():
             count = key in ("probes", "gallery_size")
             metrics[key if count else f"{name}_{key}"] = value
-    return result_of(
-        "templates_identification",
-        metrics,
-        note=f"{e.options.pooling}; nist: galleries apart, probes without a mate are "
-        "impostors (ijb_evals); pairs: one gallery, all scores of others (ijb_1n)",
-    )
+    return result_of("templates_identification", metrics, note=note)
