@@ -4,19 +4,19 @@
     python benchmarks/stability.py --data lfw --lfw lfw.tar --out runs/stability
     python benchmarks/stability_report.py --out runs/stability
 
-Trains {SphereFace 2017 with annealing, SphereFace (v0), SphereFace-R v1, v2} x {gradient
-detached or not} x {NFN, HFN, SFN} x m x 3 seeds with one budget, and NormFace beside
-them. SphereFace 2017 without annealing *is* v0, NFN, not detached, at a whole m.
+Trains {SphereFace 2017 with annealing, SphereFace (v0), SphereFace-R v1, v2} x
+{gradient detached or not} x {NFN, HFN, SFN} x m x 3 seeds with one budget, and NormFace
+beside them. SphereFace 2017 without annealing *is* v0, NFN, not detached, at a whole m.
 
 - s is 2.3 times the smallest that can separate the classes, at most 128 (cells at the
-  cap are marked). Every loss is multiplied by lw/s, NFN's too (with the s that HFN would
-  have): no cell fails by the size of its steps alone. No warm-up of m.
+  cap are marked). Every loss is multiplied by lw/s, NFN's too (with the s that HFN
+  would have): no cell fails by the size of its steps alone. No warm-up of m.
 - The annealing λ(step) runs through its published 28 000 steps in this budget.
-- A run fails if a loss is not finite, or if at the end fewer training images than half of
-  NormFace's share lie nearest to their own prototype (plain cosine).
+- A run fails if a loss is not finite, or if at the end fewer training images lie
+  nearest to their own prototype (plain cosine) than half of NormFace's, same seed.
 
-A line of JSON a run in <out>/<data>_<network>.jsonl; runs that are there are not repeated.
-`stability_report.py` makes tables and pictures of them.
+A line of JSON a run in <out>/<data>_<network>.jsonl; runs that are there are not
+repeated. `stability_report.py` makes tables and pictures of them.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.records import ids_of
 from hyperface_jax.evaluation import protocols, stored
 from hyperface_jax.evaluation.embed import ViewsFn, embed_to_store
-from hyperface_jax.evaluation.embedded import Options, needed_rows
+from hyperface_jax.evaluation.embedded import Embedded, Options, needed_rows
 from hyperface_jax.evaluation.groups import read_groups
 from hyperface_jax.evaluation.results import ProtocolResult
 from hyperface_jax.evaluation.templates import parse_pooling
@@ -42,13 +42,20 @@ def evaluate_state(
         group_fmr=c.eval.group_fmr,
         distractors=c.eval.distractors,
     )
-    embed = _views_fn(run, state)
     embedded = [
-        protocols.embed_evaluation_set(test, embed, options, **_embed_settings(run))
-        for test in run.evaluation_sets
+        embed_test_set(run, state, test, options) for test in run.evaluation_sets
     ]
     return protocols.run_protocols(
         embedded, c.eval.protocols, hardest=hardest, image_size=c.data.image_size
+    )
+
+
+def embed_test_set(
+    run: Experiment, state: TrainState, test: EvaluationSet, options: Options
+) -> Embedded:
+    """Embeds what the protocols of a set need with the weights of a state."""
+    return protocols.embed_evaluation_set(
+        test, _views_fn(run, state), options, **_embed_settings(run)
     )
 
 

@@ -120,3 +120,17 @@ def test_many_pairs_are_float32(rng, monkeypatch, rows):
     folds = v.kfold_accuracy(scores, is_genuine, np.arange(5000) % 5)
     same = v.kfold_accuracy(scores.astype(np.float64), is_genuine, np.arange(5000) % 5)
     assert folds.mean == same.mean
+
+
+def test_threshold_at_far_is_the_one_of_tar_at_far():
+    for scores, is_genuine in cases():
+        impostors = (~is_genuine).sum()
+        for far in np.unique(np.clip([1 / impostors, 0.1, 0.5, 1], 1 / impostors, 1)):
+            threshold = r.threshold_at_far(scores, is_genuine, far)
+            accepted = scores >= threshold
+            assert accepted[~is_genuine].mean() <= far
+            np.testing.assert_allclose(
+                accepted[is_genuine].mean(), r.tar_at_far(scores, is_genuine, far)
+            )
+    with pytest.raises(ValueError, match="expected 1/impostors to 1"):
+        r.threshold_at_far(np.array([1.0, 0.0]), np.array([True, False]), 0.5)

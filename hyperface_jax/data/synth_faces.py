@@ -149,6 +149,26 @@ class SynthFaces(tfds.core.GeneratorBasedBuilder):
                 ) from None
 
 
+def read_conditions(config: str, data_dir: str, split: str) -> np.ndarray:
+    """Ground truth of every image of a prepared split, in the order of its records.
+
+    Args:
+      config: a name of `CONFIGS`.
+      data_dir: where the set was prepared.
+      split: "train" or "test".
+
+    Returns:
+      float32 [N, K], columns in the order of `conditions.CONDITION_NAMES`.
+    """
+    builder = SynthFaces(
+        config=CONFIGS[config], data_dir=data_dir, file_format="array_record"
+    )
+    # JPEG stays JPEG: decoding takes longer than all the rest.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    records = builder.as_data_source(split, decoders=decoders)
+    return np.stack([records[k]["conditions"] for k in range(len(records))])
+
+
 def metadata(config: SynthFacesConfig) -> dict[str, Any]:
     """People, image counts, pairs, gallery and probes: see `datasets.open_split`."""
     c = config

@@ -212,6 +212,20 @@ def tar_at_far(scores: Scores, is_genuine: Labels, far: float) -> float:
     return operating_points(scores, is_genuine).tar_at_far(far)
 
 
+def threshold_at_far(scores: Scores, is_genuine: Labels, far: float) -> float:
+    """The threshold of `tar_at_far`: accept a pair whose score is at least this.
+
+    Of all thresholds whose FAR on these pairs is <= far the one with the largest TAR;
+    of two with the same decisions, the lowest score that is accepted. Infinity where
+    already the highest scores are too many impostors.
+
+    Raises:
+      ValueError: as `tar_at_far`.
+    """
+    points = operating_points(scores, is_genuine)
+    return float(points.thresholds[points.index_at_far(far)])
+
+
 def nearest_tar_at_far(scores: Scores, is_genuine: Labels, far: float) -> float:
     """TAR of the ROC point whose FAR is nearest to `far` (InsightFace's IJB table).
 
