@@ -230,9 +230,9 @@ def report(study: Study) -> str:
     b = study.budget
     lines = [
         f"{b['backbone']}, width {b['width']}, {b['image_size']} pixels, "
-        f"{study.classes} people, {b['steps']} steps of {b['batch_size']} images at "
-        f"{b['learning_rate']}. NormFace's training accuracy: {base}. A cell: runs that "
-        "succeed of all (mean training accuracy); † s is at its cap of 128.",
+        f"{study.classes} people, {b['steps']} steps of {b['batch_size']} images, "
+        f"learning rate {b['learning_rate']}. NormFace's training accuracy: {base}. A "
+        "cell: runs that succeed of all (mean training accuracy); † s is at its cap.",
     ]
     for norm in NORMS:
         lines += ["", *success_table(study, norm)]
