@@ -16,7 +16,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from hyperface_jax.data import datasets
 from hyperface_jax.data.decode import decode_image
 from hyperface_jax.data.face_set import FaceSet
-from hyperface_jax.evaluation import verification
+from hyperface_jax.evaluation import similarity, verification
 
 
 def pixels(faces: FaceSet, size: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def pixels(faces: FaceSet, size: int) -> np.ndarray:
 
 def accuracy(features: np.ndarray, test: FaceSet) -> float:
     pairs = test.pairs
-    scores = verification.pair_scores(
+    scores = similarity.pair_scores(
         features.astype(np.float64), pairs.first, pairs.second
     )
     return verification.kfold_accuracy(scores, pairs.is_genuine, pairs.fold).mean

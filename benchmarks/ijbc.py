@@ -131,7 +131,7 @@ def ours(folder: Path, size) -> tuple[Stages, dict]:
     from etils import epath
 
     from hyperface_jax.evaluation import identification as ident
-    from hyperface_jax.evaluation import ijb, templates, verification
+    from hyperface_jax.evaluation import ijb, similarity, templates, verification
 
     features, images, galleries, probes = load(folder, size)
     subject = images["subject"]
@@ -147,7 +147,7 @@ def ours(folder: Path, size) -> tuple[Stages, dict]:
         templates.Pooling(flip=False),
     )
     stages.done("templates")
-    scores = verification.pair_scores(vectors, first, second)
+    scores = similarity.pair_scores(vectors, first, second)
     stages.done("pair scores")
     metrics = verification.verify(scores, is_genuine, fars=FARS, nearest=True)
     stages.done("1:1 metrics")

@@ -35,7 +35,7 @@ log = logging.getLogger("hyperface_jax.audit")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = command_line.Parser(
         prog="python -m hyperface_jax.audit",
         description="Looks for mistakes in a labelled set by its embeddings.",
     )
@@ -81,9 +81,12 @@ def audit(arguments: argparse.Namespace) -> Path:
     centres = auditing.class_centres(embeddings, labels, num_classes=faces.num_classes)
     threshold = a.threshold
     if threshold is None:
-        threshold = auditing.suggest_threshold(
-            centres.unit, false_alarms=float(a.false_alarms)
-        )
+        try:
+            threshold = auditing.suggest_threshold(
+                centres.unit, false_alarms=float(a.false_alarms)
+            )
+        except ValueError as error:
+            raise ValueError(f"{error} (--threshold COSINE)") from None
     lines = [
         f"# Audit of {faces.name}",
         "",

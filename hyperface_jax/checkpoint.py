@@ -3,6 +3,7 @@
 A thin seam: it turns Orbax's long tracebacks into one line that names the file.
 """
 
+import textwrap
 from typing import Any
 
 import jax
@@ -164,7 +165,7 @@ def _check_same_arrays(where: epath.Path, saved: Any, wanted: Any) -> None:
 
 def _damaged(where: epath.Path, error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    reason = lines[0][:160] if lines else ""
+    reason = textwrap.shorten(lines[0] if lines else "", 120, placeholder=" ...")
     return (
         f"checkpoint {where}: cannot be read ({type(error).__name__}: {reason}); "
         "delete this folder to resume from an earlier one"

@@ -4,7 +4,22 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A wrong argument ends with one line, as every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says where to find the arguments instead of printing them all."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def log_our_lines() -> None:
+    """Shows what we say, and of the libraries only warnings."""
+    # Libraries that were imported may have set up logging in their own way.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("hyperface_jax").setLevel(logging.INFO)
 
 
 def run(
@@ -19,9 +34,7 @@ def run(
       parser: of the command line.
       argv: arguments, or None for those of the process.
     """
-    # Libraries that were imported may have set up logging in their own way.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("hyperface_jax").setLevel(logging.INFO)
+    log_our_lines()
     try:
         work(parser.parse_args(argv))
     except (ValueError, OSError) as error:

@@ -24,7 +24,7 @@ log = logging.getLogger("hyperface_jax.evaluate")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = command_line.Parser(
         prog="python -m hyperface_jax.evaluate",
         description="Runs verification and identification protocols.",
     )
@@ -86,8 +86,12 @@ def evaluate_files(arguments: argparse.Namespace) -> list[ProtocolResult]:
     )
     if a.workdir:
         return _with_network(a, tests, options, names)
-    if not tests or not a.embeddings or not a.out:
-        raise ValueError("without --workdir, --set, --embeddings and --out are needed")
+    needed = {"--set": tests, "--embeddings": a.embeddings, "--out": a.out}
+    if missing := [name for name, value in needed.items() if not value]:
+        raise ValueError(
+            f"{' and '.join(missing)} missing: without --workdir, --set, --embeddings "
+            "and --out are needed"
+        )
     embedded = [
         from_stored(test, stored.open_embeddings(path), options)
         for test, path in zip(tests, a.embeddings, strict=True)

@@ -6,6 +6,7 @@ notebooks all start with `create_experiment`.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.evaluation import test_sets
 from hyperface_jax.evaluation.embed import EmbedFn, make_embed_fn
 from hyperface_jax.train_state import TrainState
+
+log = logging.getLogger(__name__)
 
 StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -131,6 +134,17 @@ def create_experiment(config: Config) -> Experiment:
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_divisible("train.batch_size", config.train.batch_size, mesh)
     train_set, evaluation_sets = open_data(config)
+    if train_set.num_classes < 2:
+        raise ValueError(
+            f"{train_set.name}: {train_set.num_classes} person to train on, expected "
+            "at least 2 (people in tested pairs and data.dev_fraction are held out)"
+        )
+    if not evaluation_sets:
+        log.warning(
+            "%s has no test set: nothing will be evaluated. Give data.pairs_path "
+            "(their people are then tested and not trained on) or eval.sets",
+            train_set.name,
+        )
     c = config_lib.resolve(
         config, num_classes=train_set.num_classes, num_examples=len(train_set)
     )

@@ -48,7 +48,8 @@ def hyperspherical_softmax(
 
     Args:
       embeddings: [B, D], not normalised, any float type.
-      labels: [B] integers in [0, C).
+      labels: [B] integers in [0, C); one outside has no target and is not noticed
+        here, inside a compiled step.
       prototypes: [C, D] class vectors (class weights W, proxies, centres).
       margin: psi and eta, e.g. `margins.MARGINS["sphereface_r_v2"]`.
       magnitude: rho and its penalty, e.g. `magnitudes.hfn(60.)`.
@@ -67,6 +68,9 @@ def hyperspherical_softmax(
       `correct` [B] (the largest plain cosine is the target's), `probability` [B] of
       the target under the logits.
     """
+    _check_shapes(embeddings, labels, prototypes)
+    if not isinstance(margin, Margin):
+        raise ValueError(f"margin is {margin!r}, expected a row of margins.MARGINS")
     embeddings = geometry.at_least_float32(embeddings)
     norms = geometry.magnitude(embeddings)[:, None]  # [B, 1]
     if prototype_norm == "differentiate":
@@ -110,6 +114,7 @@ def plain_softmax(
     The baseline of baselines. Shapes, returns and aux as `hyperspherical_softmax`;
     cosines in aux are those of the normalised vectors.
     """
+    _check_shapes(embeddings, labels, prototypes)
     embeddings = geometry.at_least_float32(embeddings)
     logits = geometry.cosines(embeddings, prototypes)
     is_target = _is_target(labels, prototypes.shape[0])
@@ -120,6 +125,18 @@ def plain_softmax(
     target_cos = jnp.sum(jnp.where(is_target, cos, 0), axis=1, keepdims=True)
     aux = _aux(cos, target_cos, is_target, norms, cross_entropy, class_mask)
     return loss_weight * cross_entropy, aux | {"penalty": jnp.zeros_like(norms)}
+
+
+def _check_shapes(embeddings: Array, labels: Array, prototypes: Array) -> None:
+    x, y, w = embeddings.shape, labels.shape, prototypes.shape
+    fits = (len(x), len(y), len(w)) == (2, 1, 2) and x[0] == y[0] and x[1] == w[1]
+    if not fits:
+        raise ValueError(
+            f"embeddings, labels, prototypes are {list(x)}, {list(y)}, {list(w)}, "
+            "expected [B, D], [B], [C, D]"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels are {labels.dtype}, expected integers")
 
 
 def _cross_entropy(logits: Array, is_target: Array, class_mask: Array | None) -> Array:

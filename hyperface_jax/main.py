@@ -2,6 +2,9 @@
 
 python -m hyperface_jax.main --config configs/sfr.py --workdir runs/sfr
 python -m hyperface_jax.main --mode eval --workdir runs/sfr
+
+Any key is set by --config.KEY=VALUE, e.g. --config.head.margin=1.7; all keys and what
+they mean stand in hyperface_jax/config/keys.py.
 """
 
 import logging
@@ -13,6 +16,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from hyperface_jax import command_line
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File in configs/, with an optional :argument.", lock_config=True
 )
@@ -22,27 +27,29 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of input errors.")
 
 
 class _SaidOnce(logging.Filter):
-    """Drops tracebacks that Orbax logs of an error that it also raises."""
+    """Drops what Orbax (and asyncio for it) logs of an error that is also raised."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in record.pathname)
+        theirs = "orbax" in record.pathname or record.name == "asyncio"
+        return not (theirs and (record.exc_info or record.levelno >= logging.ERROR))
 
 
 def main(argv: list[str]) -> None:
     """Trains, or evaluates a workdir."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    # Our own lines; of the libraries' only warnings.
     absl_logging.set_verbosity(absl_logging.WARNING)
-    absl_logging.get_absl_handler().setFormatter(None)
-    absl_logging.get_absl_logger().addFilter(_SaidOnce())
-    logging.getLogger("hyperface_jax").setLevel(logging.INFO)
+    for library in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        library.addFilter(_SaidOnce())
+    command_line.log_our_lines()
     try:
         _dispatch()
     except (ValueError, OSError) as error:
         if _DEBUG.value:
             raise
         fail(error)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from the last checkpoint")
 
 
 def _dispatch() -> None:
@@ -71,16 +78,28 @@ def _essence(error: BaseException) -> str:
     """What a user needs of a message; ml_collections packs tracebacks into its own."""
     # str() of a KeyError is a repr; its first argument is the text.
     first = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = str(first).strip().strip("'")
+    text = str(first).strip()
+    if len(text) > 1 and text[0] == text[-1] == "'":
+        text = text[1:-1]
     missing = re.search(r"No such file or directory: '([^']+\.py)", text)
     if missing:
         return f"--config {missing[1]}: no such file, expected one as configs/sfr.py"
     if "Traceback" in text:
         return text.splitlines()[-1].partition(": ")[2]
-    if "Did you mean" in text:
+    if "Did you mean" in text and "command line flag" not in text:
         # A repr of a repr by now.
         text = text.replace("\\n", " ").replace("\\", "").replace("'", "")
         return f"unknown config key {text}"
+    if "invalid literal for int" in text:
+        text = text.replace("invalid literal for int() with base 10", "found") + (
+            ", expected a whole number"
+        )
+    if "could not convert string to float" in text:
+        text = text.replace("could not convert string to float", "found") + (
+            ", expected a number"
+        )
+    if "command line flag 'config." in text:
+        text += " (keys of a config need --config FILE, too)"
     return text
 
 

@@ -202,6 +202,8 @@ def angular_functions(
     Returns:
       [B, C], not yet multiplied by the magnitude function.
     """
+    if clamp not in CLAMP:
+        raise ValueError(f"clamp is {clamp!r}, expected one of {CLAMP}")
 
     def evaluate(context):
         bounded = geometry.clip_official if clamp == "official" else lambda c: c
@@ -239,6 +241,8 @@ def minimum_scale(margin: Margin, m: float, num_classes: int, p: float = 0.99) -
             f"num_classes is {num_classes} and p is {p}, expected at least 2 classes "
             "and 0 < p < 1"
         )
+    if margin.neutral == 1 and not m > 0:
+        raise ValueError(f"m is {m}, expected a positive factor")
     with jax.ensure_compile_time_eval():
         one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
         context = MarginContext(margin=m)

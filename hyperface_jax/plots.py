@@ -51,6 +51,7 @@ _TRAINING_PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ("margin m", {"margin": ""}),
     ("images per second", {"images_per_second": ""}),
 )
+_VALIDATION = ("kfold_accuracy", "accuracy", "eer", "rank1")
 
 
 def svg(size: tuple[float, float], draw: Any) -> str:
@@ -82,13 +83,12 @@ def training_curves(rows: Sequence[dict[str, Any]]) -> str:
 
     Args:
       rows: each has "step" and any of the training metrics; validation metrics are
-        named "val/SET/METRIC" and share one panel for each METRIC.
+        named "SET/PROTOCOL/METRIC", and the telling ones have a panel each.
     """
     validation: dict[str, dict[str, str]] = {}
-    for key in sorted({key for row in rows for key in row if key.startswith("val/")}):
-        name, _, metric = key.removeprefix("val/").rpartition("/")
-        shown = not metric.endswith(("_pairs", "_std", "_standard_error"))
-        if shown and metric not in ("probes", "gallery_size"):
+    for key in sorted({key for row in rows for key in row if "/" in key}):
+        name, _, metric = key.rpartition("/")
+        if metric in _VALIDATION:
             validation.setdefault(f"validation {metric}", {})[key] = name
     panels = [
         (title, [(label, key, _series(rows, key)) for key, label in keys.items()])
@@ -204,9 +204,10 @@ def margin_curves(name: str, margin: float | None = None) -> str:
 
     def draw(figure):
         left, right = figure.subplots(1, 2, sharex=True)
-        left.plot(degrees, cos[:, 0], color=GREY, lw=1, ls=":", label="cos θ")
         left.plot(degrees, psi, color=GENUINE, label="ψ(θ), own class")
         left.plot(degrees, eta, color=IMPOSTOR, ls="--", label="η(θ), other classes")
+        # On top: ψ or η is often the cosine itself.
+        left.plot(degrees, cos[:, 0], color=GREY, lw=1, ls=":", label="cos θ")
         left.set(title=f"{name}, m = {m:g}", xlabel="θ (degrees)", xlim=(0, 180))
         left.legend()
         right.axhline(0, color=GREY, lw=0.8)

@@ -19,7 +19,10 @@ def roc_curves(results: Sequence[ProtocolResult]) -> str:
 
     def draw(figure):
         axes = figure.add_subplot(
-            xlabel="FAR (logarithmic)", ylabel="TAR (%)", xscale="log"
+            title="ROC: genuine pairs accepted over impostor pairs accepted",
+            xlabel="FAR (share, logarithmic)",
+            ylabel="TAR (%)",
+            xscale="log",
         )
         lowest, floor = 1.0, 99.0  # a perfect curve still needs an axis
         for colour, (name, far, tar) in zip(
@@ -61,20 +64,25 @@ def roc_lines(
 
 
 def det_curves(results: Sequence[ProtocolResult]) -> str:
-    """FNMR over FMR, both logarithmic (ISO/IEC 19795-1's DET curve)."""
+    """FNMR over FMR, both logarithmic (ISO/IEC 19795-1's DET curve).
+
+    Empty text where no result ever rejects a genuine pair: there is nothing to draw.
+    """
+    lines = [(name, far, 1 - tar) for name, far, tar in roc_lines(results)]
+    if not any((miss > 0).any() for _, _, miss in lines):
+        return ""
 
     def draw(figure):
         axes = figure.add_subplot(
-            xlabel="FMR = FAR (logarithmic)",
+            title="DET: genuine pairs rejected over impostor pairs accepted",
+            xlabel="FMR = FAR (share, logarithmic)",
             ylabel="FNMR (%, logarithmic)",
             xscale="log",
             yscale="log",
         )
-        for colour, (name, far, tar) in zip(
-            CYCLE * len(results), roc_lines(results), strict=False
-        ):
-            miss = np.where(tar < 1, 1 - tar, np.nan)  # no logarithm of 0
-            axes.step(far, 100 * miss, where="post", color=colour, label=name)
+        for colour, (name, far, miss) in zip(CYCLE * len(lines), lines, strict=False):
+            shown = np.where(miss > 0, 100 * miss, np.nan)  # no logarithm of 0
+            axes.step(far, shown, where="post", color=colour, label=name)
         axes.legend(loc="lower left")
 
     return svg((6.4, 3.8), draw)
@@ -85,7 +93,10 @@ def cmc_curves(results: Sequence[ProtocolResult]) -> str:
 
     def draw(figure):
         axes = figure.add_subplot(
-            xlabel="rank k (logarithmic)", ylabel="identified (%)", xscale="log"
+            title="CMC: probes whose mate is among the k best",
+            xlabel="rank k (logarithmic)",
+            ylabel="identified (%)",
+            xscale="log",
         )
         for colour, result in zip(CYCLE * len(results), results, strict=False):
             if result.cmc is not None:

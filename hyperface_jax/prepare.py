@@ -35,7 +35,7 @@ log = logging.getLogger("hyperface_jax.prepare")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = command_line.Parser(
         prog="python -m hyperface_jax.prepare",
         description="Turns users' files into a prepared dataset.",
     )

@@ -63,6 +63,7 @@ def write_report(
         _head(title, summary, results),
         _tables(results),
         report_rates.curves(results),
+        report_rates.thresholds(results),
         report_rates.intervals(results),
         report_rates.groups(results),
         report_rates.paper_tables(results),
@@ -117,7 +118,11 @@ def _head(title, summary, results) -> str:
 def _tables(results) -> str:
     """One table for each kind of protocol: those that count the same things."""
     if not results:
-        return html.section("Results", "<p>No protocol was run.</p>")
+        return html.section(
+            "Results",
+            "<p>No protocol was run: the data has no test set. Give "
+            "<code>data.pairs_path</code> or <code>eval.sets</code>.</p>",
+        )
     kinds: dict[tuple[str, ...], list] = {}
     for result in results:
         if result.open_set is not None and not len(result.scores):
@@ -127,7 +132,11 @@ def _tables(results) -> str:
     body, definitions = "", {}
     for counted, rows in kinds.items():
         names = list(dict.fromkeys(name for _, metrics, _ in rows for name in metrics))
-        names = [name for name in names if name not in _BESIDE]
+        names = [
+            name
+            for name in names
+            if name not in _BESIDE and not report_rates.is_threshold(name)
+        ]
         definitions |= {describe(name)[2]: describe(name)[1] for name in names}
         head = ["test set", *(describe(name)[0] for name in names)]
         head += [name.replace("_", " ") for name in counted]
@@ -229,8 +238,10 @@ def _setup(config, versions) -> str:
     table = html.table(["key", "value"], rows, "text")
     versions = [[escape(name), escape(str(value))] for name, value in versions.items()]
     body = html.table(["software and hardware", "version"], versions, "text")
-    body += f"<details><summary>Resolved config ({len(rows)} keys)</summary>{table}"
-    return html.section("Set-up", body + "</details>")
+    if rows:
+        body += "<details><summary>Resolved config "
+        body += f"({len(rows)} keys)</summary>{table}</details>"
+    return html.section("Set-up", body)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

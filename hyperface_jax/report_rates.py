@@ -19,7 +19,8 @@ def curves(results: Sequence[ProtocolResult]) -> str:
             "Bars are 95 % intervals."
         )
         body += html.image(plots_curves.roc_curves(scored), "ROC of all sets", caption)
-        body += html.image(plots_curves.det_curves(scored), "DET of all sets")
+        if det := plots_curves.det_curves(scored):
+            body += html.image(det, "DET of all sets")
         each = "".join(
             html.image(plots.score_distributions(result), f"scores of {result.key}")
             for result in scored
@@ -28,6 +29,38 @@ def curves(results: Sequence[ProtocolResult]) -> str:
     if searched:
         body += html.image(plots_curves.cmc_curves(searched), "CMC of all sets")
     return html.section("Curves and scores", body) if body else ""
+
+
+def is_threshold(metric: str) -> bool:
+    """Cosines among the rates; they have a table of their own."""
+    return metric in ("kfold_threshold", "threshold") or metric.startswith("threshold@")
+
+
+def thresholds(results: Sequence[ProtocolResult]) -> str:
+    """Cosine thresholds of the operating points, with what they let through."""
+    rows = []
+    for result in results:
+        for name, cosine in result.metrics.items():
+            if not is_threshold(name):
+                continue
+            far = name.removeprefix("threshold@far=")
+            point = {
+                "kfold_threshold": "best accuracy, mean of the folds",
+                "threshold": "best accuracy on held-out people",
+            }.get(name, f"FAR at most {far} on these pairs")
+            tar = result.metrics.get(f"tar@far={far}")
+            share = "–" if tar is None else f"{100 * tar:.2f}"
+            rows.append([escape(result.key), point, f"{cosine:.4f}", share])
+    if not rows:
+        return ""
+    note = (
+        '<p class="note">Accept a pair whose cosine is at least the threshold; '
+        "embeddings are sums of an image and its mirror image where the run says so. "
+        "Chosen on these very pairs, so on other people the rates will differ: "
+        "notebook 04 shows by how much.</p>"
+    )
+    head = ["test set", "operating point", "cosine threshold", "TAR (%)"]
+    return html.section("Thresholds", html.table(head, rows) + note)
 
 
 def intervals(results: Sequence[ProtocolResult]) -> str:

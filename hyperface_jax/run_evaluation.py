@@ -1,6 +1,8 @@
 """Evaluates the network of a run: while training, at its end, and later."""
 
+import datetime
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +114,15 @@ def report_run(
     """Writes the outputs of a run's evaluation."""
     c = run.config
     has_margin = c.head.loss != classifier.PLAIN_SOFTMAX
+    training = metric_writer.read_metrics(folder)
     outputs.write_outputs(
         folder,
         results,
-        title=f"{c.head.loss} on {c.data.name}",
-        summary=_summary(run, state, best_step),
+        title=f"{c.head.loss} on {run.train_set.name}",
+        summary=_summary(run, state, best_step, training),
         step=int(state.step),
         config=c.to_dict(),
-        training=metric_writer.read_metrics(folder),
+        training=training,
         margin=c.head.loss if has_margin else None,
         margin_value=float(run.margin(state.step)) if has_margin else None,
         pictures=c.report.pictures,
@@ -137,6 +140,10 @@ def open_workdir(
       path: the workdir.
     """
     folder = workdir.absolute(path)
+    if not (folder / workdir.CONFIG).exists():
+        raise ValueError(
+            f"--workdir {folder}: no {workdir.CONFIG}, expected the folder of a run"
+        )
     saved = config_lib.load(folder / workdir.CONFIG)
     run = create_experiment(saved if config is None else config)
     if config is not None:
@@ -146,21 +153,33 @@ def open_workdir(
         keep_last=run.config.log.keep_last,
         best_metric=run.config.log.best_metric,
     ) as checkpoints:
-        state = checkpoints.restore(run.create_state())
         best_step = checkpoints.best_step
+        step = None
+        if run.config.eval.checkpoint == "best":
+            if best_step is None:
+                raise ValueError(
+                    f"eval.checkpoint is 'best', but no checkpoint in {folder} has the "
+                    f"key log.best_metric = {run.config.log.best_metric!r}"
+                )
+            step = best_step
+        state = checkpoints.restore(run.create_state(), step)
     return run, state, folder, best_step
 
 
 def evaluate_workdir(config: Any | None, path: epath.PathLike) -> list[ProtocolResult]:
-    """Evaluates the newest checkpoint of a workdir and writes its report anew."""
+    """Evaluates a checkpoint (`eval.checkpoint`) and writes the report anew."""
     run, state, folder, best_step = open_workdir(config, path)
     return evaluate_and_report(run, state, folder, best_step=best_step)
 
 
 def _summary(
-    run: Experiment, state: TrainState, best_step: int | None
+    run: Experiment,
+    state: TrainState,
+    best_step: int | None,
+    training: Sequence[Mapping[str, Any]],
 ) -> dict[str, str]:
     c = run.config
+    today = datetime.datetime.now(datetime.UTC)
     weights, _ = state.evaluation_weights(c.eval.use_ema)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
     facts = {
@@ -170,14 +189,20 @@ def _summary(
         f"{parameters / 1e6:.2f} M parameters, {c.backbone.embedding_dim}-D",
         "Loss": f"{c.head.loss}, {c.head.norm}, m = {float(run.margin(state.step)):g}"
         + ("" if c.head.norm == "nfn" else f", s = {c.head.scale:g}"),
-        "Steps": f"{int(state.step)} of {c.train.batch_size} images",
+        "Training": f"{int(state.step)} steps, {c.train.batch_size} images each",
         "Weights evaluated": "moving average"
         if c.eval.use_ema and state.ema
         else "last step",
     }
     if best_step is not None:
-        facts["Best checkpoint"] = f"step {best_step} by {c.log.best_metric}"
-    return facts
+        facts["Best checkpoint"] = (
+            f"step {best_step} by {c.log.best_metric}, chosen on this very test set"
+        )
+    if seconds := sum(row.get("seconds_training", 0) for row in training):
+        facts["Training time"] = f"{seconds / 60:.1f} minutes"
+    if bad := max((int(row.get("bad_records", 0)) for row in training), default=0):
+        facts["Unreadable training images"] = f"{bad}, trained with weight 0"
+    return facts | {"Evaluated": f"{today:%Y-%m-%d %H:%M} UTC"}
 
 
 def store_embeddings(

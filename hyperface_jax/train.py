@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hyperface_jax import config as config_lib
 from hyperface_jax import run_evaluation, sharding, workdir
@@ -65,11 +66,22 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
         best_metric=run.config.log.best_metric,
     ) as checkpoints:
         resuming = checkpoints.latest_step is not None
+        if resuming and checkpoints.latest_step > run.config.train.steps:
+            raise ValueError(
+                f"train.steps is {run.config.train.steps}, but the run in {folder} is "
+                f"at step {checkpoints.latest_step} already: it can only be made longer"
+            )
         _claim(folder, run, resuming)
         state = run.create_state()
         if resuming:
             state = checkpoints.restore(state)
-            log.info("resuming %s at step %d", folder, int(state.step))
+            done = int(state.step) >= run.config.train.steps
+            log.info(
+                "%s at step %d: %s",
+                folder,
+                int(state.step),
+                "finished, evaluating again" if done else "resuming",
+            )
         _describe(run, state)
         writer = create_metric_writer(
             folder,
@@ -92,14 +104,17 @@ def train(
     c = run.config
     start, stop = int(state.step), c.train.steps
     if start >= stop:
-        log.info("already trained to step %d", start)
         return state
     reader = run.reader()
     batches = run.batches(reader, start)
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
     sums: Any = None
     clock = Clock()
-    with tqdm(total=stop, initial=start, unit="step") as bar:
+    log.info("compiling the step; the first batches take a while")
+    with (
+        tqdm(total=stop, initial=start, unit="step") as bar,
+        logging_redirect_tqdm([logging.getLogger("hyperface_jax"), logging.root]),
+    ):
         for step in range(start + 1, stop + 1):
             waited = time.monotonic()
             batch = next(batches)
@@ -133,7 +148,19 @@ def _validate(run: Experiment, state: TrainState, clock: Clock) -> dict[str, flo
     begun = time.monotonic()
     results = run_evaluation.evaluate_state(run, state, hardest=0)
     clock.evaluating += time.monotonic() - begun
-    return protocols.flat_metrics(results)
+    metrics = protocols.flat_metrics(results)
+    best = run.config.log.best_metric
+    if best and metrics and best not in metrics:
+        log.warning(
+            "log.best_metric is %s, which is not measured: no best checkpoint is "
+            "kept. Expected one of %s",
+            best,
+            ", ".join(metrics),
+        )
+    headline = {k: v for k, v in metrics.items() if k == best} or metrics
+    for key, value in list(headline.items())[:1]:
+        log.info("step %d: %s = %.4f", int(state.step), key, value)
+    return metrics
 
 
 def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:

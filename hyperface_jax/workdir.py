@@ -32,6 +32,8 @@ def create(path: epath.PathLike) -> epath.Path:
       ValueError: it cannot, with the reason.
     """
     folder = absolute(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"workdir {folder}: is a file, expected a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write_test"

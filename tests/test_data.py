@@ -189,6 +189,23 @@ def test_a_folder_splits_by_fold(tmp_path, kind, name):
     assert record["id"].startswith(person)
     with pytest.raises(ValueError, match=r"data.fold is 4, expected 1 to 3"):
         splits.train_and_test(name, fold=4, **options)
+    with pytest.raises(ValueError, match=r"0 of 12 people .* 12 are in tested pairs"):
+        splits.train_and_test(name, **options)
+
+
+def test_forgotten_pairs_leave_no_trap(tmp_path):
+    """The copy of a folder is of its images; pairs are read each time."""
+    source = toy.write_folder(tmp_path / "faces")
+    options = dict(path=str(source), data_dir=str(tmp_path / "tfds"))
+    with pytest.raises(ValueError, match=r"data.fold is 1, expected data.pairs_path"):
+        splits.train_and_test("face_folder", fold=1, **options)
+    assert not (tmp_path / "tfds").exists()
+    without = datasets.open_dataset("face_folder", config="x", **options)["train"]
+    options["pairs_path"] = str(toy.write_pairs(tmp_path / "pairs.txt"))
+    found = datasets.open_dataset("face_folder", config="x", **options)["train"]
+    assert (without.pairs, len(found.pairs)) == (None, 24)
+    assert without.fingerprint == found.fingerprint
+    assert found.name == "face_folder/x/1.0.0"
 
 
 def test_bad_folders(tmp_path):
@@ -240,7 +257,7 @@ def test_unreadable_images_are_left_out_and_a_changed_folder_is_noticed(
     assert rejected[1].startswith("Person_01/Person_01_0002\tcorrupt JPEG")
     assert "- Identities: 3\n- Images: 5 " in (folder / prepared.CARD).read_text()
     (source / "Person_00" / "Person_00_0001.jpg").unlink()
-    with pytest.raises(ValueError, match="its files or pairs differ"):
+    with pytest.raises(ValueError, match="its files differ from those in the"):
         datasets.open_dataset("face_folder", **options)
 
 

@@ -8,14 +8,14 @@ import record_files
 import toy
 
 from hyperface_jax import evaluate, report_tables
-from hyperface_jax.data import pipeline
+from hyperface_jax.data import datasets, pipeline, preparing, sources
 from hyperface_jax.evaluation import (
     embedded,
     protocols,
+    similarity,
     stored,
     templates,
     test_sets,
-    verification,
 )
 
 
@@ -161,7 +161,7 @@ def test_a_stored_file_is_evaluated_without_a_network(tmp_path, lfw):
     (result,) = results
     assert result.key == "lfw/verification"
     views = np.load(tmp_path / "lfw.npy").sum(axis=1)
-    scores = verification.pair_scores(views, np.arange(0, 80, 2), np.arange(1, 80, 2))
+    scores = similarity.pair_scores(views, np.arange(0, 80, 2), np.arange(1, 80, 2))
     np.testing.assert_allclose(result.scores, scores)
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written["protocols"][0]["test_set"] == "lfw"
@@ -389,3 +389,57 @@ def test_poolings_have_names():
     for text in ("N1D1F1", "N0D1F0"):
         assert str(templates.parse_pooling(text)) == text
     assert set(protocols.PROTOCOLS) >= {"templates_verification", "distractors"}
+
+
+def test_a_prepared_set_brings_its_pairs_and_a_name(tmp_path, rng):
+    source = toy.write_folder(tmp_path / "people")
+    pairs = toy.write_pairs(tmp_path / "pairs.txt", folds=2)
+    faces = sources.open_path(str(source), pairs_path=str(pairs))
+    folder = datasets.folder_of("faces", "mine", str(tmp_path))
+    options = preparing.Options()
+    datasets.convert(faces, folder, name="faces", source="x", options=options)
+    np.save(tmp_path / "e.npy", fake_views(np.repeat(np.arange(12), 4), rng))
+    results = run(
+        *("--set", folder, "--embeddings", tmp_path / "e.npy"),
+        *("--out", tmp_path / "out"),
+    )
+    assert [r.key for r in results] == [
+        "faces_mine/verification",
+        "faces_mine/open_set",
+    ]
+    low, high = results[0].to_json()["intervals"]["kfold_accuracy"]
+    assert 0 <= low <= high <= 1  # two folds: t would point far beyond
+
+
+def test_one_fold_gives_everything_but_folds(tmp_path, rng):
+    source = toy.write_folder(tmp_path / "people")
+    pairs = toy.write_pairs(tmp_path / "pairs.txt", folds=1)
+    views = fake_views(np.repeat(np.arange(12), 4), rng, spread=0.01)
+    np.save(tmp_path / "e.npy", views)
+    results = run(
+        *("--set", f"{source};{pairs}", "--embeddings", tmp_path / "e.npy"),
+        *("--out", tmp_path / "out", "--protocols", "verification"),
+    )
+    (found,) = results
+    assert found.metrics["auc"] == 1
+    assert "kfold_accuracy" not in found.metrics
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Thresholds" in page
+    assert "ROC:" in page
+    assert "DET:" not in page  # nothing is rejected, there is no curve to draw
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "error: --set and --embeddings and --out missing: without --workdir"),
+        (("--nonsense",), "error: unrecognized arguments: --nonsense (see python -m"),
+        (("--bootstrap", "x"), "error: argument --bootstrap: invalid int value: 'x'"),
+    ],
+)
+def test_wrong_arguments_of_tools_are_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(list(arguments))
+    text = capsys.readouterr().err or str(stop.value)
+    assert text.startswith(message)
+    assert len(text.strip().splitlines()) == 1

@@ -21,7 +21,9 @@ def run(*arguments):
     ("arguments", "message"),
     [
         (["--config.head.margn=2"], "unknown config key margn"),
-        (["--config.train.batch_size=abc"], "abc"),
+        (["--config.train.batch_size=abc"], "'abc', expected a whole number"),
+        (["--config.head.margin=abc"], "'abc', expected a number"),
+        (["--workdri=x"], "error: Unknown command line flag 'workdri'."),
         (["--config.head.loss=arcfase"], "head.loss is 'arcfase', expected one of"),
         (["--mode=fly"], "fly"),
         (["stray"], "stray"),
@@ -50,14 +52,33 @@ def test_a_wrong_flag_is_one_line(arguments, message, tmp_path):
         ),
         (["--config=configs/sfr.py"], "error: --workdir is missing"),
         (["--workdir=/tmp"], "error: --config is missing"),
-        (["--mode=eval", "--workdir=/nowhere"], "error: /nowhere/config.json: not a"),
+        (
+            ["--mode=eval", "--workdir=/nowhere"],
+            "error: --workdir /nowhere: no config.json, expected the folder of a run",
+        ),
+        (
+            ["--mode=eval", "--workdir=/nowhere", "--config.eval.flip=false"],
+            "error: Unknown command line flag 'config.eval.flip'",
+        ),
+        (
+            ["--config=configs/sfr.py", "--workdir=README.md"],
+            f"error: workdir {ROOT / 'README.md'}: is a file, expected a folder",
+        ),
         (
             [
                 "--config=configs/lfw.py",
                 "--workdir=/tmp",
                 "--config.data.path=/none.tar",
             ],
-            "error: data.path /none.tar: not found, expected a folder with train.rec",
+            "error: data.fold is 1, expected data.pairs_path to name a pairs file",
+        ),
+        (
+            [
+                "--config=configs/sfr.py",
+                "--workdir=/tmp",
+                "--config.data.path=/none.tar",
+            ],
+            "error: /none.tar: not found, expected a folder with train.rec",
         ),
     ],
 )

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from hyperface_jax.evaluation import roc as r
+from hyperface_jax.evaluation import similarity
 from hyperface_jax.evaluation import verification as v
 
 
@@ -104,11 +105,13 @@ def test_many_pairs_are_float32(rng, monkeypatch, rows):
     embeddings = (7 * rng.normal(size=(rows, 16))).astype(np.float32)
     embeddings[3] = 0
     first, second = rng.integers(0, rows, (2, 5000))
-    exact = v.pair_scores(embeddings, first, second)
+    exact = similarity.pair_scores(embeddings, first, second)
     assert exact.dtype == np.float64
-    monkeypatch.setattr(v, "FLOAT64_PAIRS", 4999)
+    monkeypatch.setattr(similarity, "FLOAT64_PAIRS", 4999)
     for dtype in (np.int64, np.int32):
-        scores = v.pair_scores(embeddings, first.astype(dtype), second.astype(dtype))
+        scores = similarity.pair_scores(
+            embeddings, first.astype(dtype), second.astype(dtype)
+        )
         assert scores.dtype == np.float32
         np.testing.assert_allclose(scores, exact, atol=5e-7)
     # A threshold from float32 scores means the same to all functions.

@@ -302,7 +302,7 @@ def test_several_paths_train_on_all_with_label_offsets(tmp_path):
     assert [r["label"] for r in part.__getitems__([0, 1, 2])] == [0, 3, 4]
     with pytest.raises(ValueError, match="pairs_path is given with 2 paths"):
         sources.open_paths((str(rec), str(folder)), pairs_path="x")
-    with pytest.raises(ValueError, match=r"data.path .*nothing: not found"):
+    with pytest.raises(ValueError, match=r"nothing: not found, expected a folder"):
         sources.open_paths(str(tmp_path / "nothing"))
 
 

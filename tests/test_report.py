@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from hyperface_jax import plots, plots_curves, report
-from hyperface_jax.evaluation import open_set, roc, verification
+from hyperface_jax.evaluation import open_set, roc, similarity, verification
 from hyperface_jax.evaluation.results import (
     HardPair,
     ProtocolResult,
@@ -19,7 +19,7 @@ from hyperface_jax.margins import MARGINS
 TRAINING = [
     {"step": 10, "loss": 9.5, "learning_rate": 0.1, "magnitude_mean": 5.0},
     {"step": 20, "loss": 8.5, "magnitude_mean": 6.0, "magnitude_std": 0.5},
-    {"step": 20, "val/test/kfold_accuracy": 0.8, "val/test/genuine_pairs": 4.0},
+    {"step": 20, "lfw/verification/kfold_accuracy": 0.8, "lfw/verification/auc": 0.9},
     {"step": 30, "loss": 7.5, "grad_norm_backbone": 2.0, "something_new": 1.0},
 ]
 
@@ -30,7 +30,7 @@ def make_result(name="lfw"):
     embeddings = rng.normal(size=(20, 8))[identity] + 0.6 * rng.normal(size=(80, 8))
     first = np.arange(80)
     second = np.where(first % 2 == 0, first + 1, (first + 7) % 80)
-    scores = verification.pair_scores(embeddings, first, second)
+    scores = similarity.pair_scores(embeddings, first, second)
     is_genuine = identity[first] == identity[second]
     metrics = verification.verify(scores, is_genuine, first // 20)
     image = rng.integers(0, 256, (16, 16, 3), np.uint8)
@@ -132,7 +132,7 @@ def test_results_of_other_kinds_get_their_own_table(tmp_path):
     page = write(tmp_path / "report.html", results=[make_result(), ranks, new])
     assert '<p class="big">50.00\u202f%</p>' in page
     assert '<p class="big">12.35</p>' in page
-    assert page.count('<table class="numbers">') == 4  # three kinds and the angles
+    assert page.count('<table class="numbers">') == 5  # three kinds, thresholds, angles
 
 
 def test_a_failure_leaves_the_old_page(tmp_path, monkeypatch):
@@ -188,3 +188,10 @@ def test_pair_picture_holds_both_images():
     sheet = np.asarray(Image.open(BytesIO(plots.pair_picture(pair))))
     np.testing.assert_array_equal(sheet[:, :16], pair.first_image)
     np.testing.assert_array_equal(sheet[:12, -16:], pair.second_image)
+
+
+def test_validation_has_panels_beside_training():
+    panels = plots.training_curves(TRAINING).count('<g id="axes_')
+    without = [{k: v for k, v in row.items() if "/" not in k} for row in TRAINING]
+    # k-fold accuracy has one, the AUC none.
+    assert panels == plots.training_curves(without).count('<g id="axes_') + 1

@@ -5,7 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from hyperface_jax.evaluation import identification, roc, templates, verification
+from hyperface_jax.evaluation import (
+    identification,
+    roc,
+    similarity,
+    templates,
+)
 from hyperface_jax.evaluation.templates import Pooling, pool_templates
 
 SWITCHES = [Pooling(*bits) for bits in itertools.product((False, True), repeat=3)]
@@ -50,7 +55,7 @@ def test_insightface_tar(shared, pooling):
         pooling,
     )
     first, second = (np.searchsorted(pooled.ids, data[f"pair_t{i}"]) for i in (1, 2))
-    scores = verification.pair_scores(pooled.vectors, first, second)
+    scores = similarity.pair_scores(pooled.vectors, first, second)
     points = roc.operating_points(scores, data["pair_label"] == 1)
     tar = points.nearest_tar_at_far(data["far_points"].tolist())
     np.testing.assert_allclose(tar, data[f"tar_at_far/{pooling}"], rtol=1e-12)

@@ -174,6 +174,46 @@ def test_a_finished_run_is_not_trained_again(faces, finished):
     assert_bit_equal(state, again)
 
 
+def test_a_run_cannot_become_shorter_than_it_is(faces, finished):
+    _, folder = finished
+    before = (folder / workdir.CONFIG).read_text()
+    with pytest.raises(ValueError, match=r"train.steps is 2, but the run .* at step 6"):
+        train.train_and_evaluate(small_config(faces, train__steps=2), folder)
+    assert (folder / workdir.CONFIG).read_text() == before
+
+
+def test_the_best_checkpoint_is_kept_and_evaluated(faces, tmp_path, caplog):
+    key = "test/verification/kfold_accuracy"
+    more = dict(eval__every_steps=2, log__checkpoint_every_steps=2, log__keep_last=1)
+    config = small_config(faces, log__best_metric=key, **more)
+    with caplog.at_level("INFO", "hyperface_jax"):
+        train.train_and_evaluate(config, tmp_path)
+    assert f"step 2: {key} = " in caplog.text
+    rows = metric_writer.read_metrics(tmp_path)
+    scores = {row["step"]: row[key] for row in rows if key in row}
+    best = max(scores, key=lambda step: (scores[step], step))
+    facts = json.loads((tmp_path / workdir.RESULTS).read_text())["summary"]
+    assert facts["Best checkpoint"].startswith(f"step {best} by {key}")
+    with config.unlocked():
+        config.eval.checkpoint = "best"
+    run_evaluation.evaluate_workdir(config.lock(), tmp_path)
+    found = json.loads((tmp_path / workdir.RESULTS).read_text())
+    assert found["step"] == best
+    assert found["metrics"][key] == pytest.approx(scores[best], abs=1e-6)
+
+
+def test_a_best_metric_that_nobody_measures_is_said(faces, tmp_path, caplog):
+    config = small_config(
+        faces, log__best_metric="test/acc", eval__every_steps=3, train__steps=3
+    )
+    train.train_and_evaluate(config, tmp_path)
+    assert "log.best_metric is test/acc, which is not measured" in caplog.text
+    with config.unlocked():
+        config.eval.checkpoint = "best"
+    with pytest.raises(ValueError, match=r"eval.checkpoint is 'best', but no check"):
+        run_evaluation.evaluate_workdir(config.lock(), tmp_path)
+
+
 def test_another_config_in_the_same_workdir_is_refused(faces, finished):
     _, folder = finished
     with pytest.raises(ValueError, match=r"head.margin was 1.4 and is 1.5"):

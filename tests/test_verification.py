@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hyperface_jax.evaluation import roc as r
+from hyperface_jax.evaluation import similarity
 from hyperface_jax.evaluation import verification as v
 
 GENUINE = np.array([0.9, 0.8, 0.7, 0.3])
@@ -22,7 +23,9 @@ def pairs(genuine, impostor, seed=0):
 def oracle(shared):
     data = dict(np.load(shared("oracles/verification.npz")))
     n = len(data["is_same"])
-    scores = v.pair_scores(data["embeddings"], np.arange(n) * 2, np.arange(n) * 2 + 1)
+    scores = similarity.pair_scores(
+        data["embeddings"], np.arange(n) * 2, np.arange(n) * 2 + 1
+    )
     return data, scores, data["is_same"]
 
 
@@ -179,15 +182,20 @@ def test_verify_names_and_counts():
         "kfold_accuracy",
         "kfold_std",
         "kfold_standard_error",
+        "kfold_threshold",
         "best_accuracy",
         "eer",
         "auc",
         "tar@far=2e-1",
+        "threshold@far=2e-1",
         "genuine_pairs",
         "impostor_pairs",
     }
     assert metrics["genuine_pairs"] == 4
     assert metrics["impostor_pairs"] == 5
+    accepted = scores >= metrics["threshold@far=2e-1"]
+    assert accepted[~is_genuine].mean() <= 0.2
+    assert accepted[is_genuine].mean() == metrics["tar@far=2e-1"]
     assert all(type(value) is float for value in metrics.values())
     assert "kfold_accuracy" not in v.verify(scores, is_genuine)
 
@@ -224,7 +232,7 @@ def test_pair_scores_by_gather_and_by_blocks(rng, count):
     first, second = rng.integers(0, 20, count), rng.integers(0, 20, count)
     for scale in (1, 20):  # a larger N takes the other way for few pairs
         rows = np.tile(embeddings, (scale, 1))
-        scores = v.pair_scores(rows, first, second)
+        scores = similarity.pair_scores(rows, first, second)
         a, b = rows[first].astype(float), rows[second].astype(float)
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         expected = (a * b).sum(axis=1) / np.where(lengths == 0, 1, lengths)
@@ -235,7 +243,7 @@ def test_pair_scores_refuse_bad_rows():
     embeddings = np.eye(3)
     for wrong in (-1, 3):
         with pytest.raises(ValueError, match="there are 3 embeddings"):
-            v.pair_scores(embeddings, np.array([0]), np.array([wrong]))
+            similarity.pair_scores(embeddings, np.array([0]), np.array([wrong]))
     embeddings[1, 1] = np.nan
     with pytest.raises(ValueError, match="1 of 3 rows hold NaN"):
-        v.pair_scores(embeddings, np.array([0]), np.array([2]))
+        similarity.pair_scores(embeddings, np.array([0]), np.array([2]))

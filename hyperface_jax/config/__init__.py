@@ -10,17 +10,17 @@ from hyperface_jax.config.keys import (
     PROTOCOLS,
     Config,
     default_config,
+    flatten,
     laptop_recipe,
     parse_arg,
 )
 from hyperface_jax.config.rules import (
     check_resumable,
-    flatten,
     load,
     margin_schedule,
     resolve,
-    validate,
 )
+from hyperface_jax.config.validation import validate
 
 __all__ = [
     "LOSSES",

@@ -1,5 +1,6 @@
 """Every key with its default and its meaning, and the string argument of a file."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,6 +17,17 @@ def section(values: dict[str, Any] | None = None) -> Config:
     return ConfigDict(values or {})
 
 
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested keys as {"head.margin": value}; tuples become lists, as in JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
 LOSSES = classifier.LOSSES
 PROTOCOLS = tuple(protocols.PROTOCOLS)
 
@@ -27,7 +39,7 @@ def default_config() -> Config:
 
     c.data = section()
     c.data.name = "synth_faces"  # see datasets.DATASETS
-    c.data.config = "laptop"  # synth_faces: laptop, tiny, large; else a name you choose
+    c.data.config = ""  # synth_faces: laptop, tiny, large; else prepare's --config
     c.data.path = ""  # your own faces, see sources.open_path; several: commas between
     c.data.pairs_path = ""  # verification pairs of them in LFW's format
     c.data.fold = 0  # test on the people of this fold's pairs, from 1; 0: on all pairs'
@@ -120,7 +132,7 @@ def default_config() -> Config:
     c.log.tensorboard = True
     c.log.checkpoint_every_steps = 1000
     c.log.keep_last = 2  # checkpoints
-    c.log.best_metric = ""  # also keep the best by this key, e.g. test/kfold_accuracy
+    c.log.best_metric = ""  # keep the best, too, by a key of results.json: "metrics"
 
     c.eval = section()
     c.eval.every_steps = 0  # while training; 0: only at the end
@@ -134,6 +146,7 @@ def default_config() -> Config:
     c.eval.batch_size = 256
     c.eval.flip = True  # add the embedding of the mirror image
     c.eval.use_ema = True  # where there is one
+    c.eval.checkpoint = "last"  # last | best, for --mode eval and evaluate
 
     c.report = section()
     c.report.pictures = True  # show the hardest pairs
@@ -147,7 +160,6 @@ def default_config() -> Config:
 def laptop_recipe(config: Config) -> None:
     """Two cores, a few minutes, rendered faces. Shared by all that compare losses."""
     config.data.name = "synth_faces"
-    config.data.config = "laptop"
     config.data.image_size = 64
     config.augment.shift = 0.04
     config.backbone.name = "sfnet10_bn"

@@ -1,4 +1,4 @@
-"""What a config may say, what follows from it, and what a resumed run may change."""
+"""What follows from a config, and what a resumed run may change."""
 
 import json
 import warnings
@@ -6,24 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
-from hyperface_jax import (
-    classifier,
-    losses,
-    magnitudes,
-    margins,
-    optimizer,
-    schedules,
-)
-from hyperface_jax.backbones import BACKBONES, DTYPES
-from hyperface_jax.config.keys import PROTOCOLS, Config, default_config, section
-from hyperface_jax.data.caching import CACHES
-from hyperface_jax.data.datasets import DATASETS
-from hyperface_jax.data.orders import SAMPLERS
-from hyperface_jax.evaluation import templates
-
-MARGIN_SCHEDULES = ("constant", "stairs", "linear")
+from hyperface_jax import classifier, margins, schedules
+from hyperface_jax.config.keys import Config, default_config, flatten, section
+from hyperface_jax.config.validation import parse_scale
 
 # What may differ when a run is resumed. Everything else changes the mathematics.
 _RUNTIME = (
@@ -39,121 +25,6 @@ _RUNTIME = (
     "mesh.",
 )
 _EXTENDS = ("train.steps", "train.epochs")
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "data.name": tuple(DATASETS),
-    "data.sampler": tuple(SAMPLERS),
-    "data.cache": CACHES,
-    "backbone.name": tuple(BACKBONES),
-    "backbone.dtype": DTYPES,
-    "head.loss": classifier.LOSSES,
-    "head.norm": magnitudes.MAGNITUDES,
-    "head.penalty": magnitudes.PENALTIES,
-    "head.detach": margins.DETACH,
-    "head.clamp": margins.CLAMP,
-    "head.prototype_norm": losses.PROTOTYPES,
-    "head.prototype_init": classifier.INITS,
-    "head.margin_schedule": MARGIN_SCHEDULES,
-    "optimizer.name": optimizer.OPTIMIZERS,
-    "optimizer.backbone.decay_mask": optimizer.DECAY_MASKS,
-    "optimizer.prototypes.decay_mask": optimizer.DECAY_MASKS,
-    "learning_rate.schedule": schedules.LEARNING_RATES,
-}
-
-_POSITIVE = (
-    "data.threads",
-    "data.prefetch",
-    "backbone.width",
-    "backbone.embedding_dim",
-    "head.loss_weight",
-    "head.class_multiple",
-    "train.batch_size",
-    "train.accumulate",
-    "learning_rate.peak",
-    "log.every_steps",
-    "log.checkpoint_every_steps",
-    "log.keep_last",
-    "eval.batch_size",
-    "mesh.model",
-)
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested keys as {"head.margin": value}; tuples become lists, as in JSON."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def validate(config: Config) -> None:
-    """Checks what can be known without the data.
-
-    Raises:
-      ValueError: one line with the key, what was found and what was expected.
-    """
-    flat = flatten(config)
-    for key, legal in _CHOICES.items():
-        if flat[key] not in legal:
-            raise ValueError(
-                f"{key} is {flat[key]!r}, expected one of {', '.join(legal)}"
-            )
-    for key in _POSITIVE:
-        if not flat[key] > 0:
-            raise ValueError(f"{key} is {flat[key]}, expected a positive number")
-    for key, value in flat.items():
-        if key.startswith("augment.") and not 0 <= value <= 180:
-            raise ValueError(f"{key} is {value}, expected 0 or more")
-    if config.data.image_size % 16 or config.data.image_size <= 0:
-        raise ValueError(
-            f"data.image_size is {config.data.image_size}, expected a multiple of 16"
-        )
-    if (config.train.steps > 0) == (config.train.epochs > 0):
-        raise ValueError(
-            f"train.steps is {config.train.steps} and train.epochs is "
-            f"{config.train.epochs}, expected exactly one of them to be positive"
-        )
-    if config.train.batch_size % config.train.accumulate:
-        raise ValueError(
-            f"train.batch_size is {config.train.batch_size}, expected a multiple of "
-            f"train.accumulate = {config.train.accumulate}"
-        )
-    for key in ("data.split_identities", "data.label_noise"):
-        if not 0 <= flat[key] <= 1:
-            raise ValueError(f"{key} is {flat[key]}, expected a share from 0 to 1")
-    if config.data.cache == "ram" and config.data.sampler != "uniform":
-        raise ValueError(
-            f"data.sampler is {config.data.sampler!r} with data.cache 'ram', expected "
-            "'uniform': a host has only its part of the images"
-        )
-    for key in ("data.min_images", "data.max_images"):
-        if flat[key] < 0:
-            raise ValueError(f"{key} is {flat[key]}, expected 0 or more")
-    templates.parse_pooling(config.eval.pooling)
-    if not 0 <= config.train.ema_decay < 1:
-        raise ValueError(
-            f"train.ema_decay is {config.train.ema_decay}, expected 0 <= decay < 1"
-        )
-    if config.head.scale != "auto":
-        _scale(config.head.scale)
-    for name in config.eval.protocols:
-        if name not in PROTOCOLS:
-            raise ValueError(
-                f"eval.protocols has {name!r}, expected some of {', '.join(PROTOCOLS)}"
-            )
-
-
-def _scale(value: Any) -> float:
-    try:
-        scale = float(value)
-    except ValueError:
-        scale = 0.0
-    if not scale > 0:
-        raise ValueError(f"head.scale is {value!r}, expected 'auto' or a number > 0")
-    return scale
 
 
 def resolve(config: Config, *, num_classes: int, num_examples: int) -> Config:
@@ -195,7 +66,7 @@ def _resolve_scale(config: Config, least: float) -> float:
     """S as a number; "auto" is a multiple of the smallest that can work."""
     head = config.head
     if head.scale != "auto":
-        return _scale(head.scale)
+        return parse_scale(head.scale)
     if head.norm == "nfn":
         return 1.0
     if least == float("inf"):

@@ -4,6 +4,7 @@ A new dataset that is drawn or downloaded is one builder and a row in `GENERATED
 set of users' files is a row in `builders.BUILDERS`.
 """
 
+import dataclasses
 import logging
 import os
 import time
@@ -18,12 +19,15 @@ from hyperface_jax.data import (
     builders,
     caching,
     describing,
+    pairs,
     prepared,
     preparing,
     sources,
     synth_faces,
 )
 from hyperface_jax.data.face_set import FaceSet, fingerprint_of
+from hyperface_jax.data.name_lists import read_names
+from hyperface_jax.data.records import ids_of
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ def default_data_dir() -> str:
 
 
 def _synth_faces(config: str, data_dir: str) -> Any:
+    config = config or "laptop"
     if config not in synth_faces.CONFIGS:
         raise ValueError(
             f"data.config is {config!r}, expected one of "
@@ -83,7 +88,7 @@ def open_dataset(
     # File names of shards may not depend on the user's TFDS defaults.
     root = str(epath.Path(data_dir or default_data_dir()).expanduser())
     if name == "face_folder":
-        builder = _face_folder(config, path, pairs_path, root)
+        return {"train": _face_folder(config, path, pairs_path, root)}
     elif path:
         paths = sources.split_paths(path)
         if copy_to:
@@ -130,12 +135,15 @@ def _prepared_folder(name: str, config: str, data_dir: str) -> Path:
     return folder
 
 
-def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> Any:
-    """Converts a folder or tar once; later the copy must still be of these files."""
+def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> FaceSet:
+    """Converts a folder or tar once; later the copy must still be of these files.
+
+    Pairs are no part of the copy: they are read each time.
+    """
     if not path:
         raise ValueError("data.path is empty, expected a folder or tar of identities")
     faces = sources.open_paths(path)
-    source = source_fingerprint(faces, pairs_path)
+    source = source_fingerprint(faces, "")
     folder = folder_of("face_folder", config or faces.name, data_dir)
     if not folder.exists():
         convert(
@@ -143,7 +151,6 @@ def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> Any:
             folder,
             name="face_folder",
             source=path,
-            pairs_path=pairs_path,
             options=preparing.Options(
                 verify=True,
                 workers=0 if len(faces) < 20_000 else os.cpu_count() or 1,
@@ -152,10 +159,20 @@ def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> Any:
     builder = tfds.builder_from_directory(str(folder))
     if (builder.info.metadata or {}).get("source_fingerprint") != source:
         raise ValueError(
-            f"data.path {path}: its files or pairs differ from those in the prepared "
-            f"copy {folder}; give another data.config name or delete the copy"
+            f"data.path {path}: its files differ from those in the prepared copy "
+            f"{folder}; give another data.config name or delete the copy"
         )
-    return builder
+    copy = prepared.open_split(builder, "train")
+    if not pairs_path:
+        return copy
+    try:
+        found = pairs.read_lfw_pairs(pairs_path, ids_of(copy.source))
+    except ValueError as error:
+        for id_, why in read_names(folder / prepared.REJECTED):
+            if f"no image {id_} " in str(error):
+                raise ValueError(f"{error}: it was rejected, {why}") from None
+        raise
+    return dataclasses.replace(copy, pairs=found)
 
 
 def source_fingerprint(faces: FaceSet, pairs_path: str) -> str:

@@ -82,12 +82,11 @@ def open_images(path: epath.PathLike) -> FaceSet:
     """
     where = epath.Path(path)
     if not where.exists():
-        raise ValueError(f"data.path {path}: not found, expected a folder or a tar")
+        raise ValueError(f"{path}: not found, expected a folder or a tar")
     names, sizes, reader = _in_folder(where) if where.is_dir() else _in_tar(where)
     if not names:
         raise ValueError(
-            f"data.path {path}: no images found, expected NAME/xxx.jpg "
-            f"({', '.join(SUFFIXES)})"
+            f"{path}: no images found, expected NAME/xxx.jpg ({', '.join(SUFFIXES)})"
         )
     return face_set_of_files(where.name.split(".")[0], names, sizes, reader)
 
@@ -157,7 +156,7 @@ def _in_tar(path: epath.Path):
             ]
     except (tarfile.TarError, OSError, KeyError) as error:
         raise ValueError(
-            f"data.path {path}: not a readable tar ({error}); a compressed one must be "
+            f"{path}: not a readable tar ({error}); a compressed one must be "
             "unpacked first"
         ) from None
     found = []
@@ -169,7 +168,7 @@ def _in_tar(path: epath.Path):
             found.append((parts[-2], parts[-1], data.offset_data, data.size))
         elif member.issym():
             raise ValueError(
-                f"data.path {path}: {member.name} is a symbolic link, expected files "
+                f"{path}: {member.name} is a symbolic link, expected files "
                 "(tar --dereference)"
             )
     _check_end(path)
@@ -187,6 +186,4 @@ def _check_end(path: epath.Path) -> None:
         size = file.tell()
         file.seek(max(size - 1024, 0))
         if any(file.read()):
-            raise ValueError(
-                f"data.path {path}: not a readable tar (no end mark: it is cut off)"
-            )
+            raise ValueError(f"{path}: not a readable tar (no end mark: it is cut off)")

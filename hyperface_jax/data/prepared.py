@@ -69,7 +69,7 @@ def open_split(builder: Any, split: str) -> FaceSet:
             f"{len(labels)}; delete the folder to prepare it anew"
         )
     faces = FaceSet(
-        name=f"{builder.info.full_name} {split}",
+        name="/".join(folder.parts[-3:]),  # name/config/version, or what it is now
         source=source,
         rows=np.arange(len(source)),
         labels=labels,

@@ -46,8 +46,8 @@ def open_path(
     where = epath.Path(path)
     if not where.exists():
         raise ValueError(
-            f"data.path {path}: not found, expected a folder with train.rec, a folder "
-            "or tar of identities, or a list of images"
+            f"{path}: not found, expected a folder with train.rec, a folder or tar of "
+            "identities, a prepared folder, or a list of images"
         )
     if where.is_dir() and insightface.is_insightface(where):
         faces = insightface.open_insightface(where)

@@ -48,6 +48,10 @@ def train_and_test(
       label_noise: share of the images whose label is drawn anew.
       seed: of everything drawn.
     """
+    if fold and path and not pairs_path:
+        raise ValueError(
+            f"data.fold is {fold}, expected data.pairs_path to name a pairs file"
+        )
     found = datasets.open_dataset(
         name,
         config=config,
@@ -130,8 +134,10 @@ def _split(
     train_people = np.setdiff1d(others, dev_people)
     if len(train_people) < 2:
         raise ValueError(
-            f"{faces.name}: {len(train_people)} people are left to train on, "
-            "expected at least 2"
+            f"{faces.name}: {len(train_people)} of {faces.num_classes} people are left "
+            f"to train on, expected at least 2: {len(test_people)} are in tested pairs "
+            f"(data.fold chooses a fold), {len(dev_people)} are held out for the "
+            "threshold (data.dev_fraction)"
         )
     train = faces.select_people(train_people, f"{faces.name}, training people")
     in_test = np.isin(faces.labels, test_people)

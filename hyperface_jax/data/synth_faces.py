@@ -153,15 +153,17 @@ def read_conditions(config: str, data_dir: str, split: str) -> np.ndarray:
     """Ground truth of every image of a prepared split, in the order of its records.
 
     Args:
-      config: a name of `CONFIGS`.
+      config: a name of `CONFIGS`; "" is laptop.
       data_dir: where the set was prepared.
       split: "train" or "test".
 
     Returns:
       float32 [N, K], columns in the order of `conditions.CONDITION_NAMES`.
     """
-    builder = SynthFaces(
-        config=CONFIGS[config], data_dir=data_dir, file_format="array_record"
+    builder: Any = SynthFaces(
+        config=CONFIGS[config or "laptop"],
+        data_dir=data_dir,
+        file_format="array_record",
     )
     # JPEG stays JPEG: decoding takes longer than all the rest.
     decoders = {"image": tfds.decode.SkipDecoding()}

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 
 from hyperface_jax.evaluation.identification import mate_ranks
 from hyperface_jax.evaluation.mate_counts import MateCounts
-from hyperface_jax.evaluation.verification import unit_rows
+from hyperface_jax.evaluation.similarity import unit_rows
 
 _BLOCK_SCORES = 1 << 24  # scores held at a time: 64 MiB
 

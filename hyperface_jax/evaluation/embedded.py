@@ -9,7 +9,7 @@ import numpy as np
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.pairs import Pairs
 from hyperface_jax.data.records import ids_of
-from hyperface_jax.evaluation import verification
+from hyperface_jax.evaluation import similarity
 from hyperface_jax.evaluation.stored import Stored
 from hyperface_jax.evaluation.templates import INSIGHTFACE, Pooling
 
@@ -62,7 +62,7 @@ class Embedded:
 
     def scores(self, pairs: Pairs) -> np.ndarray:
         """Cosine of each pair."""
-        return verification.pair_scores(
+        return similarity.pair_scores(
             self.embeddings, self.position[pairs.first], self.position[pairs.second]
         )
 

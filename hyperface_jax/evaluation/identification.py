@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from hyperface_jax.evaluation.roc import far_label
-from hyperface_jax.evaluation.verification import unit_rows
+from hyperface_jax.evaluation.similarity import unit_rows
 
 Gallery: TypeAlias = tuple[Float[np.ndarray, "_ D"], Int[np.ndarray, " _"]]
 """Vectors, need not be normalised, and identities."""

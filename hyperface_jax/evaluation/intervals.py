@@ -39,6 +39,7 @@ def fold_interval(
 ) -> Interval:
     """Mean over folds ± Student's t times the standard error, F - 1 degrees of freedom.
 
+    Cut to [0, 1]: a rate is nowhere else, though t with two folds may point there.
     For folds of different people, as those of LFW. Their thresholds come from shared
     pairs, so they are not quite independent and the interval is slightly too narrow.
     """
@@ -49,7 +50,7 @@ def fold_interval(
     mean = float(per_fold.mean())
     error = float(per_fold.std(ddof=1)) / math.sqrt(len(per_fold))
     half = student_t_quantile((1 + confidence) / 2, len(per_fold) - 1) * error
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, max(mean - half, 0.0), min(mean + half, 1.0))
 
 
 def student_t_quantile(p: float, freedom: int) -> float:

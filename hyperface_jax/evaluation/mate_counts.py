@@ -12,7 +12,7 @@ Letters: m mates of the probe, b distractors in a block, D dimensions.
 import numpy as np
 from jaxtyping import Float, Int
 
-from hyperface_jax.evaluation.verification import unit_rows
+from hyperface_jax.evaluation.similarity import unit_rows
 
 SLACK = 1e-6
 """How near to the mate's a score in float32 may come and decide."""

@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
-from hyperface_jax.evaluation.verification import unit_rows
+from hyperface_jax.evaluation.similarity import unit_rows
 
 EXACT_PAIRS = 2_000_000
 """Up to this many pairs of a kind its angles are kept and its quantile is exact."""

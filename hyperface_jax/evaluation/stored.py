@@ -83,10 +83,13 @@ def _open(where: Path) -> Stored:
     path = where
     if where.is_dir():
         return EmbeddingStore.open(where).read()
+    if not where.exists():
+        raise ValueError(f"{path}: not found, expected embeddings (.npy, .npz, folder)")
     try:
         loaded = np.load(where, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a .npy or .npz ({error})") from None
+    except (OSError, ValueError, EOFError):
+        # NumPy's own advice, to allow pickles, is bad advice.
+        raise ValueError(f"{path}: not a .npy or .npz of numbers") from None
     ids = None
     if isinstance(loaded, np.ndarray):
         views = loaded

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hyperface_jax.evaluation import identification, verification
+from hyperface_jax.evaluation import identification, similarity, verification
 from hyperface_jax.evaluation.embedded import Embedded
 from hyperface_jax.evaluation.ijb import Enrolment
 from hyperface_jax.evaluation.results import ProtocolResult, result_of
@@ -31,7 +31,7 @@ def verify_templates(e: Embedded) -> ProtocolResult | None:
     meta = e.data.templates
     if meta is None or not len(meta.first):
         return None
-    scores = verification.pair_scores(_pooled(e).vectors, meta.first, meta.second)
+    scores = similarity.pair_scores(_pooled(e).vectors, meta.first, meta.second)
     metrics = verification.verify(scores, meta.is_genuine, fars=FARS, nearest=True)
     return result_of(
         "templates_verification",

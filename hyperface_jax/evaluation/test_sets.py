@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from hyperface_jax.data import bin_set, loose_crops, sources
+from hyperface_jax.data import bin_set, loose_crops, prepared, sources
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.evaluation.ijb import read_ijb
 
@@ -34,7 +34,8 @@ def open_test(item: str) -> EvaluationSet:
     Args:
       item: a .bin file; "PATH;PAIRS", whatever `sources.open_path` opens with an LFW
         pairs file; a folder with `meta/` and `loose_crop/` of IJB-B or IJB-C; or any
-        faces with identities (1:N with distractors). "NAME=" before it names it.
+        faces with identities (1:N with distractors; of a prepared set also its own
+        pairs, gallery and probes). "NAME=" before it names it.
 
     Raises:
       ValueError: none of them.
@@ -58,8 +59,22 @@ def open_test(item: str) -> EvaluationSet:
         found = _open_ijb(folder)
     else:
         faces = sources.open_path(path)
-        found = EvaluationSet(folder.name.split(".")[0], faces, None, None, faces.rows)
+        found = EvaluationSet(
+            name=_name_of(folder),
+            faces=faces,
+            pairs=faces.pairs,
+            open_set_rows=faces.rows,
+            gallery=faces.gallery,
+            probes=faces.probes,
+        )
     return dataclasses.replace(found, name=name) if equals else found
+
+
+def _name_of(folder: epath.Path) -> str:
+    """The folder's name; of a prepared one, which is called 1.0.0, name_config."""
+    if prepared.is_prepared(folder) and len(folder.parts) > 3:
+        return "_".join(folder.parts[-3:-1])
+    return folder.name.split(".")[0]
 
 
 def _open_ijb(folder: epath.Path) -> EvaluationSet:

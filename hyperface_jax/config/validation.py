@@ -1,0 +1,165 @@
+"""Checks of a config that need no data: one line with key, found and expected."""
+
+from typing import Any
+
+from hyperface_jax import (
+    classifier,
+    losses,
+    magnitudes,
+    margins,
+    optimizer,
+    schedules,
+)
+from hyperface_jax.backbones import BACKBONES, DTYPES
+from hyperface_jax.config.keys import PROTOCOLS, Config, flatten
+from hyperface_jax.data.caching import CACHES
+from hyperface_jax.data.datasets import DATASETS
+from hyperface_jax.data.orders import SAMPLERS
+from hyperface_jax.evaluation import templates
+
+MARGIN_SCHEDULES = ("constant", "stairs", "linear")
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data.name": tuple(DATASETS),
+    "data.sampler": tuple(SAMPLERS),
+    "data.cache": CACHES,
+    "backbone.name": tuple(BACKBONES),
+    "backbone.dtype": DTYPES,
+    "eval.checkpoint": ("last", "best"),
+    "head.loss": classifier.LOSSES,
+    "head.norm": magnitudes.MAGNITUDES,
+    "head.penalty": magnitudes.PENALTIES,
+    "head.detach": margins.DETACH,
+    "head.clamp": margins.CLAMP,
+    "head.prototype_norm": losses.PROTOTYPES,
+    "head.prototype_init": classifier.INITS,
+    "head.margin_schedule": MARGIN_SCHEDULES,
+    "optimizer.name": optimizer.OPTIMIZERS,
+    "optimizer.backbone.decay_mask": optimizer.DECAY_MASKS,
+    "optimizer.prototypes.decay_mask": optimizer.DECAY_MASKS,
+    "learning_rate.schedule": schedules.LEARNING_RATES,
+}
+
+_POSITIVE = (
+    "data.threads",
+    "data.prefetch",
+    "backbone.width",
+    "backbone.embedding_dim",
+    "head.loss_weight",
+    "head.class_multiple",
+    "train.batch_size",
+    "train.accumulate",
+    "learning_rate.peak",
+    "log.every_steps",
+    "log.checkpoint_every_steps",
+    "log.keep_last",
+    "eval.batch_size",
+    "mesh.model",
+)
+
+
+# Largest shares and angles that leave a face in the picture; the rest is probability.
+_RANGES: dict[str, tuple[float, float]] = {
+    "augment.flip": (0, 1),
+    "augment.shift": (0, 0.5),
+    "augment.scale": (0, 0.9),
+    "augment.rotate": (0, 180),
+    "augment.erase": (0, 1),
+    "augment.crop": (0, 1),
+    "augment.low_resolution": (0, 1),
+    "augment.photometric": (0, 1),
+    "augment.grey": (0, 1),
+    "data.split_identities": (0, 1),
+    "data.label_noise": (0, 1),
+}
+
+_BELOW_ONE = (
+    "data.dev_fraction",
+    "backbone.dropout",
+    "backbone.drop_path",
+    "optimizer.momentum",
+    "optimizer.b2",
+    "train.ema_decay",
+)
+
+
+def validate(config: Config) -> None:
+    """Checks what can be known without the data.
+
+    Raises:
+      ValueError: one line with the key, what was found and what was expected.
+    """
+    flat = flatten(config)
+    for key, legal in _CHOICES.items():
+        if flat[key] not in legal:
+            raise ValueError(
+                f"{key} is {flat[key]!r}, expected one of {', '.join(legal)}"
+            )
+    for key in _POSITIVE:
+        if not flat[key] > 0:
+            raise ValueError(f"{key} is {flat[key]}, expected a positive number")
+    for key, (low, high) in _RANGES.items():
+        if not low <= flat[key] <= high:
+            raise ValueError(f"{key} is {flat[key]}, expected {low:g} to {high:g}")
+    for key in _BELOW_ONE:
+        if not 0 <= flat[key] < 1:
+            raise ValueError(f"{key} is {flat[key]}, expected 0 <= value < 1")
+    _check_margin(config)
+    if config.data.image_size % 16 or config.data.image_size <= 0:
+        raise ValueError(
+            f"data.image_size is {config.data.image_size}, expected a multiple of 16"
+        )
+    if (config.train.steps > 0) == (config.train.epochs > 0):
+        raise ValueError(
+            f"train.steps is {config.train.steps} and train.epochs is "
+            f"{config.train.epochs}, expected exactly one of them to be positive"
+        )
+    if config.train.batch_size % config.train.accumulate:
+        raise ValueError(
+            f"train.batch_size is {config.train.batch_size}, expected a multiple of "
+            f"train.accumulate = {config.train.accumulate}"
+        )
+    if config.data.cache == "ram" and config.data.sampler != "uniform":
+        raise ValueError(
+            f"data.sampler is {config.data.sampler!r} with data.cache 'ram', expected "
+            "'uniform': a host has only its part of the images"
+        )
+    for key in ("data.min_images", "data.max_images"):
+        if flat[key] < 0:
+            raise ValueError(f"{key} is {flat[key]}, expected 0 or more")
+    templates.parse_pooling(config.eval.pooling)
+    if config.head.scale != "auto":
+        parse_scale(config.head.scale)
+    for name in config.eval.protocols:
+        if name not in PROTOCOLS:
+            raise ValueError(
+                f"eval.protocols has {name!r}, expected some of {', '.join(PROTOCOLS)}"
+            )
+
+
+def _check_margin(config: Config) -> None:
+    """Below its neutral value a margin rewards the wrong side."""
+    margin = margins.MARGINS.get(config.head.loss)
+    if margin is None:
+        return
+    keys = ["margin"]
+    if config.head.margin_schedule != "constant":
+        keys.append("margin_start")
+    for key in keys:
+        value = config.head[key]
+        if value != -1 and not margin.neutral <= value < float("inf"):
+            raise ValueError(
+                f"head.{key} is {value}, expected {margin.neutral:g} (no margin) or "
+                f"more for {config.head.loss}, or -1 for its default"
+            )
+
+
+def parse_scale(value: Any) -> float:
+    """`head.scale` as a number."""
+    try:
+        scale = float(value)
+    except ValueError:
+        scale = 0.0
+    if not scale > 0:
+        raise ValueError(f"head.scale is {value!r}, expected 'auto' or a number > 0")
+    return scale

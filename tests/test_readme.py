@@ -1,0 +1,45 @@
+"""What README and docs say: files that exist, code that runs."""
+
+import re
+
+import jax.numpy as jnp
+import pytest
+from conftest import ROOT
+
+from hyperface_jax import losses
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    named = re.findall(r"\b(?:configs|notebooks|benchmarks|docs)/[\w/]+\.\w+", text)
+    for name in {*links, *named}:
+        places = (ROOT / name, page.parent / name)
+        assert any(place.exists() for place in places), name
+
+
+def test_the_readmes_code_runs_as_printed():
+    (code,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    assert names["loss"].shape == (8,)
+    assert jnp.all(jnp.isfinite(names["loss"]))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((8, 16), (8,), (10, 15)), r"\[8, 16\], \[8\], \[10, 15\], expected \[B, D\]"),
+        (((8, 16), (8, 1), (10, 16)), r"\[8, 1\]"),
+        (((16,), (8,), (10, 16)), r"are \[16\]"),
+    ],
+)
+def test_wrong_shapes_are_named(shapes, message):
+    x, y, w = (jnp.zeros(s, int if k == 1 else float) for k, s in enumerate(shapes))
+    with pytest.raises(ValueError, match=message):
+        losses._check_shapes(x, y, w)
+    with pytest.raises(ValueError, match="labels are float32, expected integers"):
+        losses._check_shapes(jnp.zeros((8, 16)), jnp.zeros(8), jnp.zeros((10, 16)))
