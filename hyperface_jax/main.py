@@ -31,7 +31,9 @@ class _SaidOnce(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         theirs = "orbax" in record.pathname or record.name == "asyncio"
-        return not (theirs and (record.exc_info or record.levelno >= logging.ERROR))
+        failed = record.exc_info or record.levelno >= logging.ERROR
+        failed = failed or str(record.msg).startswith("Failed to get metadata")
+        return not (theirs and failed)
 
 
 def main(argv: list[str]) -> None:

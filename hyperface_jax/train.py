@@ -113,7 +113,7 @@ def train(
     log.info("compiling the step; the first batches take a while")
     with (
         tqdm(total=stop, initial=start, unit="step") as bar,
-        logging_redirect_tqdm([logging.getLogger("hyperface_jax"), logging.root]),
+        logging_redirect_tqdm(),
     ):
         for step in range(start + 1, stop + 1):
             waited = time.monotonic()
