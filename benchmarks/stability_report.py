@@ -15,6 +15,7 @@ import numpy as np
 from hyperface_jax.evaluation.groups import wilson
 
 NAMES = {
+    "normface": "NormFace",
     "sphereface": "SphereFace (v0)",
     "sphereface_r_v1": "SphereFace-R v1",
     "sphereface_r_v2": "SphereFace-R v2",
@@ -29,8 +30,9 @@ class Study:
 
     def __init__(self, path: Path):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        self.baseline = {r["seed"]: r for r in rows if r["loss"] == "normface"}
-        self.rows = [r for r in rows if r["loss"] != "normface"]
+        base = [r for r in rows if r["loss"] == "normface" and r["norm"] == "hfn"]
+        self.baseline = {r["seed"]: r for r in base}
+        self.rows = [r for r in rows if r not in base]
         self.budget = rows[0]["budget"]
         self.classes = rows[0]["classes"]
         self.cells = defaultdict(list)
@@ -42,6 +44,8 @@ class Study:
     @staticmethod
     def line_of(row: dict) -> str:
         how = "detached" if row["detach"] == "cosine" else "not detached"
+        if row["loss"] == "normface":
+            return NAMES["normface"]
         return f"{NAMES[row['loss']]}, {how}"
 
     def succeeds(self, row: dict) -> bool:
@@ -86,10 +90,15 @@ def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
     return np.convolve(padded, np.ones(width) / width, "valid")
 
 
+def _name_of(m: float) -> str:
+    return f"m = {m:g}" if m else "no margin"
+
+
 def success_table(study: Study, norm: str) -> list[str]:
     """Runs that succeed of all, and their mean training accuracy."""
-    head = [f"m = {m:g}" for m in study.margins]
-    lines = [f"| {NORMS[norm]} | {' | '.join(head)} | all |", "|---|" + "---:|" * 6]
+    head = [_name_of(m) for m in study.margins]
+    lines = [f"| {NORMS[norm]} | {' | '.join(head)} | all |"]
+    lines.append("|---|" + "---:|" * (len(head) + 1))
     for line in study.lines:
         cells, good, count = [], 0, 0
         for m in study.margins:

@@ -117,9 +117,7 @@ def test_many_pairs_are_float32(rng, monkeypatch, rows):
     # A threshold from float32 scores means the same to all functions.
     is_genuine = rng.uniform(size=5000) < 0.2
     chosen = v.choose_threshold(scores, is_genuine)
-    assert v.accuracy_at_threshold(scores, is_genuine, chosen) == v.best_accuracy(
-        scores, is_genuine
-    )
+    assert chosen == v.choose_threshold(scores.astype(np.float64), is_genuine)
     folds = v.kfold_accuracy(scores, is_genuine, np.arange(5000) % 5)
     same = v.kfold_accuracy(scores.astype(np.float64), is_genuine, np.arange(5000) % 5)
     assert folds.mean == same.mean

@@ -129,24 +129,32 @@ def accuracy_at_threshold(
     return float(np.mean((scores >= threshold) == is_genuine))
 
 
-def choose_threshold(scores: Scores, is_genuine: Labels) -> float:
+def choose_threshold(scores: Scores, is_genuine: Labels, grid: int = 1001) -> float:
     """The threshold to carry from development pairs to other pairs.
 
-    The best accuracy's threshold; of several, the strictest (fewest false accepts).
-    It lies midway between the lowest accepted score and the next one below; beyond
-    the ends of the scores it is the float next to the last score. Ours.
+    The one with the best accuracy after every score is spread by a logistic kernel of
+    Silverman's width, 1.06 σ n^(-1/5) (σ within the classes, n pairs of the smaller
+    one): where the two smoothed densities meet. The plain best threshold of some
+    hundred pairs hangs on a few of them, and other people pay for it. Ours.
+
+    Args:
+      scores: of pairs of people who are not tested [n].
+      is_genuine: [n].
+      grid: thresholds tried between the lowest and the highest score.
     """
-    thresholds, genuine, impostor = operating_points(scores, is_genuine)
-    best = int(np.argmax(genuine - impostor))
-    if best == 0:
-        return float(np.nextafter(thresholds[1], np.inf))
-    upper = thresholds[best]
-    if best == len(thresholds) - 1:
-        return float(np.nextafter(upper, -np.inf))
-    lower = thresholds[best + 1]
-    middle = lower + (upper - lower) / 2
-    # Between neighbouring floats the middle rounds down to a score to be rejected.
-    return float(middle if middle > lower else upper)
+    scores, is_genuine = checked(scores, is_genuine)
+    classes = scores[is_genuine], scores[~is_genuine]
+    spread = np.sqrt(sum(len(c) * np.var(c) for c in classes) / len(scores))
+    width = 1.06 * spread * min(map(len, classes)) ** -0.2 * np.sqrt(3) / np.pi
+    edges = np.linspace(scores.min(), scores.max(), grid + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    genuine, impostor = (np.histogram(c, edges)[0] for c in classes)
+    # Share of a kernel at each middle that lies above each threshold.
+    distance = (middles[None, :] - middles[:, None]) / max(width, 1e-12)
+    above = 0.5 * (1 + np.tanh(distance / 2))
+    value = above @ (genuine - impostor)
+    best = np.flatnonzero(value >= value.max() - 1e-9)  # a gap between the classes
+    return float(middles[best].mean())
 
 
 def verify(
