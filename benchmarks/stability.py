@@ -11,6 +11,9 @@ beside them. SphereFace 2017 without annealing *is* v0, NFN, not detached, at a 
 - s is 2.3 times the smallest that can separate the classes, at most 128 (cells at the
   cap are marked). Every loss is multiplied by lw/s, NFN's too (with the s that HFN
   would have): no cell fails by the size of its steps alone. No warm-up of m.
+- Embeddings are multiplied by a constant that makes their mean length s at the start:
+  nothing changes for HFN, while NFN and SFN, whose gradient grows with the length,
+  begin with steps of HFN's size.
 - The annealing λ(step) runs through its published 28 000 steps in this budget.
 - A run fails if a loss is not finite, or if at the end fewer training images lie
   nearest to their own prototype (plain cosine) than half of NormFace's, same seed.
@@ -154,10 +157,12 @@ class Trainer:
             self.labels, batch_size=b.batch_size, seed=cell.seed
         )
         m, s = jnp.float32(cell.m), jnp.float32(scale)
+        gain = s / self._mean_length(state)
         found = []
         for k in range(b.steps):
             batch = rows[k]
-            state, metrics = step(state, self.images[batch], self.labels[batch], m, s)
+            images, labels = self.images[batch], self.labels[batch]
+            state, metrics = step(state, images, labels, m, s, gain)
             found.append(metrics)
             if k % 50 == 49 and int(state.nonfinite_step) >= 0:
                 break
@@ -212,7 +217,7 @@ class Trainer:
         annealing = schedules.sphereface_annealing() if kind.annealing else None
         stretch = PUBLISHED_STEPS / self.budget.steps
 
-        def step(state, images, labels, m, s):
+        def step(state, images, labels, m, s, gain):
             nfn = kind.norm == "nfn"
             loss_fn = classifier.make_loss_fn(
                 kind.loss,
@@ -227,7 +232,7 @@ class Trainer:
             update = train_step.make_train_step(
                 backbone=self.backbone,
                 augment=augmented,
-                loss_fn=loss_fn,
+                loss_fn=lambda x, *others: loss_fn(gain * x, *others),
                 tx=self._tx,
                 learning_rate=self._rate,
                 margin=lambda _: m,
@@ -240,6 +245,17 @@ class Trainer:
             return state, {name: metrics[name] for name in names}
 
         return jax.jit(step, donate_argnums=0)
+
+    def _mean_length(self, state) -> jax.Array:
+        """Of untrained embeddings, with the statistics of their own batch."""
+        images = self.images[:: max(len(self.images) // 256, 1)][:256]
+        embeddings, _ = self.backbone.apply(
+            state.params["backbone"],
+            state.batch_stats,
+            augment.normalize(jnp.asarray(images)),
+            train=True,
+        )
+        return jnp.mean(geometry.magnitude(embeddings))
 
     def _accuracy(self, state, most: int = 2048) -> float:
         """Share of training images whose own prototype is the nearest."""

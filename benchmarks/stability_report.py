@@ -39,6 +39,8 @@ class Study:
         for row in self.rows:
             self.cells[self.line_of(row), row["norm"], row["m"]].append(row)
         self.margins = sorted({row["m"] for row in self.rows})
+        tried = {row["norm"] for row in self.rows if row["loss"] != "normface"}
+        self.norms = [norm for norm in NORMS if norm in tried]
         self.lines = list(dict.fromkeys(line for line, _, _ in self.cells))
 
     @staticmethod
@@ -160,13 +162,12 @@ def draw_success(study: Study, path: Path) -> None:
     """Accuracy as a multiple of NormFace's, a panel for each norm."""
     import matplotlib.pyplot as plt
 
-    norms = [n for n in NORMS if any(norm == n for _, norm, _ in study.cells)]
-    height = 0.42 * len(study.lines) + 1.4
+    size = 4.4 + 2.6 * len(study.norms), 0.42 * len(study.lines) + 1.4
     figure, axes = plt.subplots(
-        1, len(norms), figsize=(11, height), sharey=True, layout="constrained"
+        1, len(study.norms), figsize=size, sharey=True, layout="constrained"
     )
     picture = None
-    for axis, norm in zip(np.atleast_1d(axes), norms, strict=True):
+    for axis, norm in zip(np.atleast_1d(axes), study.norms, strict=True):
         table = np.full((len(study.lines), len(study.margins)), np.nan)
         for i, line in enumerate(study.lines):
             for j, m in enumerate(study.margins):
@@ -179,7 +180,13 @@ def draw_success(study: Study, path: Path) -> None:
                         ]
                     )
                     good = sum(map(study.succeeds, runs))
-                    axis.text(j, i, f"{good}/{len(runs)}", ha="center", va="center")
+                    dark = not 0.15 < table[i, j] < 0.8
+                    axis.text(
+                        *(j, i, f"{good}/{len(runs)}"),
+                        ha="center",
+                        va="center",
+                        color="white" if dark else "black",
+                    )
         picture = axis.imshow(table, cmap="RdYlBu", vmin=0, vmax=1, aspect="auto")
         axis.set_xticks(range(len(study.margins)), [f"{m:g}" for m in study.margins])
         axis.set_yticks(range(len(study.lines)), study.lines)
@@ -194,9 +201,14 @@ def draw_curves(study: Study, path: Path, m: float) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        2, 3, figsize=(11, 5.6), sharex=True, sharey="row", layout="constrained"
+        *(2, len(study.norms)),
+        figsize=(3.4 + 3 * len(study.norms), 5.6),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
-    for column, norm in enumerate(NORMS):
+    for column, norm in enumerate(study.norms):
         for line in study.lines:
             runs = study.cells.get((line, norm, m), [])
             if not runs:
@@ -223,7 +235,11 @@ def draw_curves(study: Study, path: Path, m: float) -> None:
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    figure.legend(
+        *(handles.values(), handles.keys()),
+        loc="outside lower center",
+        ncols=min(len(study.norms) + 1, 3),
+    )
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

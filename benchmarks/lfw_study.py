@@ -1,0 +1,126 @@
+"""LFW, fold by fold: the network, the classical baseline, and both together.
+
+    for k in 1 2 3 4 5 6 7 8; do
+      python -m hyperface_jax.main --config configs/lfw.py:fold=$k \
+        --workdir runs/lfw/fold$k --config.data.path=lfw.tar \
+        --config.data.pairs_path=pairs.txt
+    done
+    python benchmarks/lfw_classical.py --lfw lfw.tar --pairs pairs.txt --out runs/lfw
+    python benchmarks/lfw_study.py --out runs/lfw
+
+Every row is fitted without the tested fold: weights of the sum and thresholds come from
+pairs among the training people who were held out (a tenth). The error is the standard
+error over folds. Folds without results are left out and named.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from hyperface_jax import run_evaluation
+from hyperface_jax.evaluation import roc, verification
+from hyperface_jax.evaluation.embedded import Options
+
+FIELDS = ("dev", "dev_genuine", "test", "test_genuine")
+
+
+def network_scores(folder: Path) -> dict[str, np.ndarray]:
+    """Cosines of the held-out and of the tested pairs, computed once."""
+    cache = folder / "pair_scores.npz"
+    if not cache.exists():
+        run, state, _, _ = run_evaluation.open_workdir(None, folder)
+        (test,) = run.evaluation_sets
+        found = run_evaluation.embed_test_set(run, state, test, Options())
+        dev, pairs = test.dev_pairs, test.pairs
+        np.savez(
+            cache,
+            dev=found.scores(dev),
+            dev_genuine=dev.is_genuine,
+            test=found.scores(pairs),
+            test_genuine=pairs.is_genuine,
+        )
+    with np.load(cache) as arrays:
+        return {name: arrays[name] for name in FIELDS}
+
+
+def fused(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Logistic regression of the held-out pairs on the scores of several systems."""
+    first = parts[0]
+    for part in parts[1:]:
+        np.testing.assert_array_equal(part["dev_genuine"], first["dev_genuine"])
+        np.testing.assert_array_equal(part["test_genuine"], first["test_genuine"])
+    dev, test = (np.stack([p[k] for p in parts], axis=1) for k in ("dev", "test"))
+    mean, spread = dev.mean(0), dev.std(0)
+    model = LogisticRegression().fit((dev - mean) / spread, first["dev_genuine"])
+    return first | {
+        "dev": model.decision_function((dev - mean) / spread),
+        "test": model.decision_function((test - mean) / spread),
+    }
+
+
+def measures(s: dict[str, np.ndarray]) -> tuple[float, float, float]:
+    """Accuracy with the held-out threshold, with the best one, and the AUC."""
+    threshold = verification.choose_threshold(s["dev"], s["dev_genuine"])
+    pairs = s["test"], s["test_genuine"]
+    return (
+        verification.accuracy_at_threshold(*pairs, threshold),
+        verification.best_accuracy(*pairs),
+        roc.auc(*pairs),
+    )
+
+
+def systems(out: Path, fold: int) -> dict[str, dict[str, np.ndarray]]:
+    """Every system that has results for a fold."""
+    found = {}
+    if (out / f"fold{fold}" / "results.json").exists():
+        found["network, cosine"] = network_scores(out / f"fold{fold}")
+    if (out / f"lbp_fold{fold}.npz").exists():
+        with np.load(out / f"lbp_fold{fold}.npz") as arrays:
+            found["LBP + PCA + Joint Bayesian"] = {k: arrays[k] for k in FIELDS}
+    if len(found) == 2:
+        found["both, summed"] = fused(list(found.values()))
+    return found
+
+
+def table(rows: dict[str, dict[int, tuple[float, float, float]]]) -> str:
+    """Markdown: a row a system, then the folds one by one."""
+    lines = [
+        "| system | folds | accuracy, held-out threshold | best threshold | AUC |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, folds in rows.items():
+        values = np.array(list(folds.values()))
+        mean = values.mean(0)
+        error = (
+            values[:, 0].std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
+        )
+        which = ", ".join(map(str, folds))
+        cells = f"{mean[0]:.4f} ± {error:.4f} | {mean[1]:.4f} | {mean[2]:.4f}"
+        lines.append(f"| {name} | {which} | {cells} |")
+    lines += ["", "| fold | " + " | ".join(rows) + " |", "|---|" + "---:|" * len(rows)]
+    for fold in sorted({k for folds in rows.values() for k in folds}):
+        cells = [f"{f[fold][0]:.4f}" if fold in f else "" for f in rows.values()]
+        lines.append(f"| {fold} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--folds", type=int, nargs="+", default=range(1, 9))
+    a = parser.parse_args()
+    rows: dict[str, dict[int, tuple[float, float, float]]] = {}
+    for fold in a.folds:
+        for name, scores in systems(a.out, fold).items():
+            rows.setdefault(name, {})[fold] = measures(scores)
+    text = table(rows)
+    (a.out / "lfw.md").write_text(text)
+    (a.out / "lfw.json").write_text(json.dumps(rows, indent=1))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
