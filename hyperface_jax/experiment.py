@@ -153,7 +153,7 @@ def create_experiment(config: Config) -> Experiment:
     learning_rate = schedules.learning_rate(
         c.learning_rate.schedule,
         total_steps=c.train.steps,
-        **_without(c.learning_rate, "schedule"),
+        **_without(c.learning_rate, "schedule", "milestone_epochs"),
     )
     tx = optimizer.make_optimizer(
         learning_rate=learning_rate,

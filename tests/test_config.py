@@ -53,6 +53,23 @@ def test_every_config_is_valid(file, arg):
     assert isinstance(c.head.scale, float)
 
 
+def test_milestones_in_epochs():
+    c = load_file("baselines").get_config("loss=arcface,recipe=adaface,data=casia")
+    c = resolved(c, 10_572, 512 * 1000)
+    assert c.train.steps == 26_000
+    assert c.learning_rate.milestones == (12_000, 20_000, 24_000)
+    again = config_lib.resolve(c, num_classes=10_572, num_examples=512 * 1000)
+    assert again.to_dict() == c.to_dict()
+    with pytest.raises(ValueError, match="expected recipe=insightface"):
+        load_file("baselines").get_config("recipe=opensphere,data=casia")
+    with pytest.raises(ValueError, match=r"milestones is \(5,\) and milestone_epochs"):
+        config_lib.validate(
+            changed(
+                learning_rate__milestones=(5,), learning_rate__milestone_epochs=(1,)
+            )
+        )
+
+
 def test_the_published_recipe():
     c = load_file("sfr").get_config(
         "data=vggface2,backbone=sfnet20,variant=v2,norm=hfn"

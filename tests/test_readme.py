@@ -5,7 +5,9 @@ import re
 import jax.numpy as jnp
 import pytest
 from conftest import ROOT
+from test_config import load_file
 
+from hyperface_jax import config as config_lib
 from hyperface_jax import losses
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,6 +21,18 @@ def test_files_that_are_named_exist(page):
     for name in {*links, *named}:
         places = (ROOT / name, page.parent / name)
         assert any(place.exists() for place in places), name
+
+
+def test_commands_of_the_docs_have_valid_configs():
+    found = 0
+    for page in PAGES:
+        for name, arg in re.findall(
+            r"--config configs/(\w+)\.py(?::(\S+))?", page.read_text()
+        ):
+            config = load_file(name).get_config(arg.strip("\\`.,") or None)
+            config_lib.validate(config)
+            found += 1
+    assert found > 10
 
 
 def test_the_readmes_code_runs_as_printed():

@@ -116,6 +116,7 @@ def default_config() -> Config:
     c.learning_rate.peak = 0.1
     c.learning_rate.warmup_steps = 0
     c.learning_rate.milestones = ()  # multistep: steps
+    c.learning_rate.milestone_epochs = ()  # the same in epochs; give one of the two
     c.learning_rate.decay = 0.1  # multistep: factor at each milestone
     c.learning_rate.power = 1.0  # polynomial
     c.learning_rate.final = 0.0  # cosine, polynomial: last value

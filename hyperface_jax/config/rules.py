@@ -30,8 +30,9 @@ _EXTENDS = ("train.steps", "train.epochs")
 def resolve(config: Config, *, num_classes: int, num_examples: int) -> Config:
     """Fills in what depends on other keys or on the data; returns a locked copy.
 
-    `train.steps` from epochs, `head.margin` -1 and `head.scale` "auto" become numbers.
-    Warns where s is below the smallest that lets a perfect example reach p = .99.
+    `train.steps` and `learning_rate.milestones` from epochs, `head.margin` -1 and
+    `head.scale` "auto" become numbers. Warns where s is below the smallest that lets a
+    perfect example reach p = .99.
 
     Args:
       config: validated.
@@ -39,9 +40,11 @@ def resolve(config: Config, *, num_classes: int, num_examples: int) -> Config:
       num_examples: its images.
     """
     c = section(config.to_dict())
+    epoch = num_examples / c.train.batch_size
     if c.train.epochs > 0:
-        epoch = num_examples / c.train.batch_size
         c.train.steps = max(round(c.train.epochs * epoch), 1)
+    if epochs := c.learning_rate.milestone_epochs:
+        c.learning_rate.milestones = tuple(round(e * epoch) for e in epochs)
     plain = c.head.loss == classifier.PLAIN_SOFTMAX
     margin = margins.MARGINS.get(c.head.loss, margins.MARGINS["normface"])
     if c.head.margin == -1:

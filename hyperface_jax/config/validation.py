@@ -105,6 +105,11 @@ def validate(config: Config) -> None:
         if not 0 <= flat[key] < 1:
             raise ValueError(f"{key} is {flat[key]}, expected 0 <= value < 1")
     _check_margin(config)
+    if config.learning_rate.milestones and config.learning_rate.milestone_epochs:
+        raise ValueError(
+            f"learning_rate.milestones is {config.learning_rate.milestones} and "
+            f"milestone_epochs {config.learning_rate.milestone_epochs}, expected one"
+        )
     if config.data.image_size % 16 or config.data.image_size <= 0:
         raise ValueError(
             f"data.image_size is {config.data.image_size}, expected a multiple of 16"
