@@ -193,7 +193,7 @@ def create_experiment(config: Config) -> Experiment:
         mesh=mesh,
         backbone=backbone,
         step=jitted_step,
-        embed=make_embed_fn(backbone, flip=c.eval.flip),
+        embed=make_embed_fn(backbone, flip=c.eval.flip, jitter=c.eval.jitter),
         create_state=create_state,
         margin=margin,
     )

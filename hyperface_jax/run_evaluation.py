@@ -226,7 +226,8 @@ def store_embeddings(
         [names.get(int(row), f"#{row}") for row in rows],
         views=2 if run.config.eval.flip else 1,
         dimension=run.config.backbone.embedding_dim,
-        images=f"{test.faces.fingerprint}, {run.config.data.image_size} pixels",
+        images=f"{test.faces.fingerprint}, {run.config.data.image_size} pixels"
+        + (f", jitter {run.config.eval.jitter:g}" if run.config.eval.jitter else ""),
         weights=digest.hexdigest()[:16],
     )
     embed_to_store(

@@ -146,6 +146,7 @@ def default_config() -> Config:
     c.eval.distractors = ""  # embeddings of strangers, .npy [X, D]
     c.eval.batch_size = 256
     c.eval.flip = True  # add the embedding of the mirror image
+    c.eval.jitter = 0.0  # add those of shifts by this share of the side, and of zooms
     c.eval.use_ema = True  # where there is one
     c.eval.checkpoint = "last"  # last | best, for --mode eval and evaluate
 

@@ -69,6 +69,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "augment.low_resolution": (0, 1),
     "augment.photometric": (0, 1),
     "augment.grey": (0, 1),
+    "eval.jitter": (0, 0.2),
     "data.split_identities": (0, 1),
     "data.label_noise": (0, 1),
 }
