@@ -19,10 +19,10 @@ NAMES = {
     "sphereface": "SphereFace (v0)",
     "sphereface_r_v1": "SphereFace-R v1",
     "sphereface_r_v2": "SphereFace-R v2",
-    "sphereface_2017": "SphereFace 2017, annealed",
+    "sphereface_2017": "SphereFace 2017 annealed",
 }
 NORMS = {"hfn": "HFN", "nfn": "NFN", "sfn": "SFN"}
-BLUE, ORANGE, GREY = "#1f5fa8", "#d2691e", "#8a8f98"
+GREY = "#8a8f98"
 
 
 class Study:
@@ -41,7 +41,11 @@ class Study:
         self.margins = sorted({row["m"] for row in self.rows})
         tried = {row["norm"] for row in self.rows if row["loss"] != "normface"}
         self.norms = [norm for norm in NORMS if norm in tried]
-        self.lines = list(dict.fromkeys(line for line, _, _ in self.cells))
+        found = {line for line, _, _ in self.cells}
+        order = list(NAMES.values())
+        self.lines = sorted(
+            found, key=lambda line: (order.index(line.rsplit(", ", 1)[0]), line)
+        )
 
     @staticmethod
     def line_of(row: dict) -> str:
@@ -145,16 +149,23 @@ def gradient_table(study: Study) -> list[str]:
 def failure_table(study: Study) -> list[str]:
     """What fails, how far it came, and what is to be seen of it."""
     lines = [
-        "| failed | m | seeds | level with half of NormFace until step | seen |",
-        "|---|---:|---:|---:|---|",
+        "| failed | m: last step level with half of NormFace, of each seed | seen |",
+        "|---|---|---|",
     ]
-    for (line, norm, m), runs in study.cells.items():
-        failed = [r for r in runs if not study.succeeds(r)]
-        if failed:
-            steps = ", ".join(str(study.last_level_step(r)) for r in failed)
-            seen = "; ".join(dict.fromkeys(study.why(r) for r in failed))
-            name = f"{line}, {NORMS[norm]}"
-            lines.append(f"| {name} | {m:g} | {len(failed)} | {steps} | {seen} |")
+    for norm in NORMS:
+        for line in study.lines:
+            where, seen = [], []
+            for m in study.margins:
+                runs = study.cells.get((line, norm, m), [])
+                failed = [r for r in runs if not study.succeeds(r)]
+                seen += map(study.why, failed)
+                if failed:
+                    steps = ", ".join(str(study.last_level_step(r)) for r in failed)
+                    where.append(f"{m:g}: {steps}")
+            if where:
+                reasons = "; ".join(dict.fromkeys(seen))
+                cells = f"{line}, {NORMS[norm]} | {'; '.join(where)} | {reasons}"
+                lines.append(f"| {cells} |")
     return lines
 
 
@@ -213,7 +224,8 @@ def draw_curves(study: Study, path: Path, m: float) -> None:
             runs = study.cells.get((line, norm, m), [])
             if not runs:
                 continue
-            colour = plt.get_cmap("tab10")(study.lines.index(line) // 2)
+            family = list(NAMES.values()).index(line.rsplit(", ", 1)[0])
+            colour = plt.get_cmap("tab10")(family)
             style = "-" if ", detached" in line else ":"
             for axis, name in zip(
                 axes[:, column], ("accuracy", "grad_norm_backbone"), strict=True

@@ -40,7 +40,8 @@ def get_config(arg: str | None = None):
     - HFN of v0 and v1: s = 30, m = 1.5, the defaults of the official code.
     - v1, NFN and SFN start with m = 1 and rise in stairs of .1 to 1.4: the official
       code has such a schedule (its default steps are empty, so m stays 1 there), and a
-      margin from the first step is what makes SphereFace hard to train.
+      margin from the first step is what makes SphereFace hard to train. On the laptop
+      NFN and SFN have a ramp from 1 instead: without it no length survives.
     - SFN: s = 30, t = .01, lw = 50 and NFN: lw = 1, the defaults of the official code.
 
     Args:
@@ -61,6 +62,11 @@ def get_config(arg: str | None = None):
         laptop_recipe(config)
         if values["norm"] == "nfn":
             config.head.loss_weight = 1.0
+        if values["norm"] != "hfn":
+            # From the first step on a margin would make all lengths vanish
+            # (benchmarks/RESULTS.md, stability): half of the 600 steps to grow.
+            config.head.margin_schedule = "linear"
+            config.head.margin_steps = (300,)
         if values["backbone"] != "auto":
             config.backbone.name = values["backbone"]
     else:

@@ -53,6 +53,15 @@ def test_every_config_is_valid(file, arg):
     assert isinstance(c.head.scale, float)
 
 
+@pytest.mark.filterwarnings("ignore:head.scale is")
+@pytest.mark.parametrize("arg", [a for a in SFR_ARGS if "hfn" not in a])
+def test_without_hard_normalisation_the_margin_starts_at_one(arg):
+    c = resolved(load_file("sfr").get_config(arg))
+    schedule = config_lib.margin_schedule(c)
+    assert schedule(0) == 1
+    assert schedule(c.train.steps) == pytest.approx(c.head.margin)
+
+
 def test_milestones_in_epochs():
     c = load_file("baselines").get_config("loss=arcface,recipe=adaface,data=casia")
     c = resolved(c, 10_572, 512 * 1000)
