@@ -25,7 +25,7 @@ from hyperface_jax.data import (
     sources,
     synth_faces,
 )
-from hyperface_jax.data.face_set import FaceSet, fingerprint_of
+from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.name_lists import read_names
 from hyperface_jax.data.records import ids_of
 
@@ -143,7 +143,6 @@ def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> Face
     if not path:
         raise ValueError("data.path is empty, expected a folder or tar of identities")
     faces = sources.open_paths(path)
-    source = source_fingerprint(faces, "")
     folder = folder_of("face_folder", config or faces.name, data_dir)
     if not folder.exists():
         convert(
@@ -157,7 +156,7 @@ def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> Face
             ),
         )
     builder = tfds.builder_from_directory(str(folder))
-    if (builder.info.metadata or {}).get("source_fingerprint") != source:
+    if (builder.info.metadata or {}).get("source_fingerprint") != faces.fingerprint:
         raise ValueError(
             f"data.path {path}: its files differ from those in the prepared copy "
             f"{folder}; give another data.config name or delete the copy"
@@ -173,12 +172,6 @@ def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> Face
                 raise ValueError(f"{error}: it was rejected, {why}") from None
         raise
     return dataclasses.replace(copy, pairs=found)
-
-
-def source_fingerprint(faces: FaceSet, pairs_path: str) -> str:
-    """Changes when an image is added, removed, renamed or resized, or the pairs do."""
-    text = epath.Path(pairs_path).read_text() if pairs_path else ""
-    return fingerprint_of(faces.fingerprint, text)
 
 
 def convert(
@@ -215,7 +208,6 @@ def convert(
             written,
             name=name,
             source=source,
-            source_fingerprint=source_fingerprint(faces, pairs_path),
             license_text=license_text,
             pairs_path=pairs_path,
         )

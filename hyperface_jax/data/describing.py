@@ -24,7 +24,6 @@ def describe(
     *,
     name: str,
     source: str,
-    source_fingerprint: str,
     license_text: str = "",
     pairs_path: str = "",
 ) -> None:
@@ -35,7 +34,6 @@ def describe(
       written: its shards.
       name: of the dataset.
       source: where it came from, for people.
-      source_fingerprint: to see later whether the source has changed.
       license_text: as given by the user.
       pairs_path: verification pairs in LFW's format, by image id; or "".
     """
@@ -49,7 +47,8 @@ def describe(
     write_names(folder / DUPLICATES, _duplicate_rows(faces, repeats))
     split: dict[str, Any] = {"fingerprint": _fingerprint(faces, written)}
     split |= _tests(faces, written, pairs_path)
-    metadata = {"source": source, "source_fingerprint": source_fingerprint}
+    # To see later whether the source has changed.
+    metadata = {"source": source, "source_fingerprint": faces.fingerprint}
     _write_info(written, name, facts, metadata | {"splits": {SPLIT: split}})
     text = card(faces, written, facts, repeats, name, source, license_text)
     (folder / prepared.CARD).write_text(text)
