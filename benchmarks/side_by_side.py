@@ -1,0 +1,331 @@
+"""The losses side by side on LFW: same network, same budget, each tuned for itself.
+
+    for what in tune ablate test; do
+      python benchmarks/side_by_side.py $what --lfw lfw.tar --pairs pairs.txt --out side
+    done
+    python benchmarks/side_by_side_report.py --out side
+
+`tune` tries margins and scales of every loss on fold 8, whose people are tested in no
+other fold: first the margins with a scale of 2.3 times the smallest that can separate
+the classes, then with the best of them the other factors. Best is the area under the
+ROC of all pairs among fold 8's people (at most 8 images of each). It also trains what
+the ablations need: the whole gradient, and other strengths of SFN's penalty. `test`
+trains the chosen settings without each of folds 1 to 7 and measures there:
+
+- the fold's 600 pairs, with the threshold from pairs among held-out training people,
+- TAR at FAR 1e-2 and 1e-3 and EER of all pairs among the fold's people,
+- rank-1 of the fold's people (first image in the gallery, the others are looked for)
+  among 2 000 people with one picture, who are never trained on.
+
+NFN and SFN let m grow from 1 in the first half: with a margin from the start their
+lengths vanish (benchmarks/RESULTS.md, stability). A run leaves <out>/<name>.json (what
+was run, versions, commit, measures) and .npz (scores); runs that are there are not
+repeated, and `--part I/N` takes a part of them, for several processes.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from hyperface_jax import config as config_lib
+from hyperface_jax import experiment, run_evaluation, train, workdir
+from hyperface_jax.checkpoint import Checkpoints
+from hyperface_jax.data.evaluation_set import EvaluationSet
+from hyperface_jax.data.pairs import Pairs
+from hyperface_jax.evaluation import roc, verification
+from hyperface_jax.evaluation.distractors import gallery_ranks_among_distractors
+from hyperface_jax.evaluation.embedded import Embedded, Options
+from hyperface_jax.metric_writer import create_metric_writer
+
+TUNED_ON, TESTED_ON = 8, (1, 2, 3, 4, 5, 6, 7)
+FACTORS = (2.3, 1.2)  # of the smallest scale that can separate the classes
+STRANGERS, MOST_OF_ONE = 2000, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A row of the table, and what is tried for it."""
+
+    name: str
+    loss: str
+    norm: str = "hfn"
+    margins: tuple[float, ...] = (0.0,)
+    scaled: bool = True
+
+
+V1, V2 = "sphereface_r_v1", "sphereface_r_v2"
+LOSSES = (
+    Loss("softmax", "plain_softmax", "nfn", scaled=False),
+    Loss("NormFace", "normface"),
+    Loss("CosFace", "cosface", margins=(0.2, 0.35, 0.1)),
+    Loss("ArcFace", "arcface", margins=(0.3, 0.5, 0.15)),
+    Loss("SphereFace", "sphereface", margins=(1.4, 1.7, 1.2)),
+    Loss("SphereFace-R v1, HFN", V1, "hfn", (1.4, 1.7, 1.2)),
+    Loss("SphereFace-R v2, HFN", V2, "hfn", (1.4, 1.7, 1.2)),
+    Loss("SphereFace-R v1, SFN", V1, "sfn", (1.4, 1.7, 1.2)),
+    Loss("SphereFace-R v2, SFN", V2, "sfn", (1.4, 1.7, 1.2)),
+    Loss("SphereFace-R v1, NFN", V1, "nfn", (1.4, 1.7, 1.2), scaled=False),
+    Loss("SphereFace-R v2, NFN", V2, "nfn", (1.4, 1.7, 1.2), scaled=False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training: a loss with its settings, without one fold."""
+
+    loss: Loss
+    margin: float
+    factor: float
+    fold: int
+    detach: str = "cosine"
+    strength: float = 0.01
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        name = self.loss.name.lower().replace(" ", "_").replace(",", "")
+        key = f"{name}_m{self.margin:g}_x{self.factor:g}_fold{self.fold}"
+        key += "" if self.detach == "cosine" else f"_{self.detach}"
+        key += "" if self.strength == 0.01 else f"_t{self.strength:g}"
+        return key + (f"_seed{self.seed}" if self.seed else "")
+
+
+def config_of(run: Run, lfw: str, pairs: str, epochs: float):
+    """A small network: a run is some minutes of one core."""
+    c = config_lib.default_config()
+    c.seed = run.seed
+    c.data.name, c.data.path, c.data.pairs_path = "faces", lfw, pairs
+    c.data.fold, c.data.min_images = run.fold, 2
+    c.data.image_size = 48
+    c.data.cache = "ram"
+    c.data.threads = 1
+    c.augment.shift, c.augment.scale, c.augment.rotate = 0.05, 0.08, 8.0
+    c.augment.erase, c.augment.grey = 0.3, 0.2
+    c.backbone.name, c.backbone.width = "sfnet10_bn", 16
+    c.backbone.embedding_dim, c.backbone.dropout = 128, 0.2
+    c.head.class_multiple = 64
+    c.head.loss, c.head.norm = run.loss.loss, run.loss.norm
+    c.head.margin, c.head.detach = run.margin, run.detach
+    c.head.scale_factor, c.head.penalty_strength = run.factor, run.strength
+    c.head.loss_weight = 30.0
+    c.optimizer.backbone.weight_decay = 1e-3
+    c.train.batch_size, c.train.epochs = 64, epochs
+    c.train.ema_decay = 0.995
+    c.learning_rate.schedule, c.learning_rate.peak = "cosine", 0.07
+    c.learning_rate.warmup_steps = 100
+    c.log.tensorboard = False
+    if run.loss.norm != "hfn" and run.margin:
+        c.head.margin_schedule = "linear"
+        c.head.margin_start = 1.0
+        c.head.margin_steps = (round(epochs * 5500 / 64 / 2),)
+    if run.loss.norm == "nfn":
+        # No s divides its loss: the weight of NormFace's lw/s, whose s is about 25.
+        c.head.loss_weight = 30.0 / 25.0
+    return c.lock()
+
+
+def all_pairs(test: EvaluationSet) -> Pairs:
+    """Of the images of the tested people, at most MOST_OF_ONE each."""
+    label = test.faces.label_of_row()
+    rows = test.open_set_rows
+    order = np.argsort(label[rows], kind="stable")
+    rows = rows[order]
+    starts = np.searchsorted(label[rows], label[rows])
+    rows = rows[np.arange(len(rows)) - starts < MOST_OF_ONE]
+    a, b = np.triu_indices(len(rows), k=1)
+    same = label[rows[a]] == label[rows[b]]
+    return Pairs(rows[a], rows[b], same, np.zeros(len(a), int))
+
+
+def rank_one(found: Embedded, strangers: np.ndarray) -> np.ndarray:
+    """Of each probe: is the mate first in gallery and strangers?"""
+    label = found.data.faces.label_of_row()
+    rows = found.data.open_set_rows
+    _, first = np.unique(label[rows], return_index=True)
+    is_probe = np.ones(len(rows), bool)
+    is_probe[first] = False
+    of = lambda r: found.embeddings[found.position[r]]  # noqa: E731
+    ranks = gallery_ranks_among_distractors(
+        of(rows[first]),
+        label[rows[first]],
+        of(rows[is_probe]),
+        label[rows[is_probe]],
+        of(strangers),
+        max_rank=1,
+    )
+    return ranks == 1
+
+
+def measure(run: experiment.Experiment, state) -> tuple[dict, dict[str, np.ndarray]]:
+    """Measures and the scores they come from."""
+    (test,) = run.evaluation_sets
+    labels, rows = test.faces.labels, test.faces.rows
+    alone = np.bincount(labels, minlength=test.faces.num_classes)[labels] == 1
+    alone &= ~np.isin(rows, test.open_set_rows)
+    strangers = np.random.default_rng(0).permutation(rows[alone])[:STRANGERS]
+    pairs, dev, every = test.pairs, test.dev_pairs, all_pairs(test)
+    assert pairs is not None and dev is not None
+    # The embedder takes the rows of a set's protocols: those of all of ours.
+    wanted = np.unique(
+        np.concatenate([strangers, test.open_set_rows, dev.first, dev.second])
+    )
+    found = run_evaluation.embed_test_set(
+        run, state, dataclasses.replace(test, open_set_rows=wanted), Options()
+    )
+    found = dataclasses.replace(found, data=test)
+    scores, of_all, of_dev = (found.scores(p) for p in (pairs, every, dev))
+    threshold = verification.choose_threshold(of_dev, dev.is_genuine)
+    first = rank_one(found, strangers)
+    measures = {
+        "accuracy": verification.accuracy_at_threshold(
+            scores, pairs.is_genuine, threshold
+        ),
+        "best_accuracy": verification.best_accuracy(scores, pairs.is_genuine),
+        "auc": roc.auc(of_all, every.is_genuine),
+        "eer": roc.equal_error_rate(of_all, every.is_genuine),
+        "tar@far=1e-2": roc.tar_at_far(of_all, every.is_genuine, 1e-2),
+        "tar@far=1e-3": roc.tar_at_far(of_all, every.is_genuine, 1e-3),
+        "rank1": float(first.mean()),
+        "threshold": threshold,
+        "genuine": int(every.is_genuine.sum()),
+        "impostors": int((~every.is_genuine).sum()),
+        "probes": len(first),
+    }
+    label = test.faces.label_of_row()
+    arrays = {
+        "scores": scores,
+        "is_genuine": pairs.is_genuine,
+        "first": label[pairs.first],
+        "second": label[pairs.second],
+        "right": (scores > threshold) == pairs.is_genuine,
+        "dev_scores": of_dev,
+        "dev_is_genuine": dev.is_genuine,
+    }
+    return measures, arrays
+
+
+def execute(run: Run, out: Path, lfw: str, pairs: str, epochs: float) -> None:
+    """Trains and measures a run, unless its result is there."""
+    result = out / f"{run.key}.json"
+    if result.exists():
+        return
+    started = time.monotonic()
+    config = config_of(run, lfw, pairs, epochs)
+    config_lib.validate(config)
+    made = experiment.create_experiment(config)
+    facts = {"name": run.loss.name, **dataclasses.asdict(run), "epochs": epochs}
+    facts |= {"scale": made.config.head.scale, "commit": commit()}
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        place = workdir.absolute(folder)
+        writer = create_metric_writer(place, start_step=0, tensorboard=False)
+        with Checkpoints(place, keep_last=1) as checkpoints:
+            try:
+                state = train.train(made, made.create_state(), checkpoints, writer)
+                measures, arrays = measure(made, state)
+                np.savez(out / f"{run.key}.npz", allow_pickle=False, **arrays)
+            except train.NonFiniteError as error:
+                measures = {"diverged": str(error)}
+            finally:
+                writer.close()
+    facts |= {"measures": measures, "versions": workdir.versions()}
+    facts["seconds"] = round(time.monotonic() - started, 1)
+    result.write_text(json.dumps(facts, indent=1))
+    print(f"{run.key}: {json.dumps(measures)}, {facts['seconds']} s", flush=True)
+    jax.clear_caches()  # the next run compiles its own
+
+
+def commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    folder = Path(__file__).parent
+    found = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    return found.stdout.strip()
+
+
+def auc_of(out: Path, run: Run) -> float:
+    """Of a finished run; a diverged one is below all others."""
+    return json.loads((out / f"{run.key}.json").read_text())["measures"].get("auc", 0)
+
+
+def best_of(out: Path, loss: Loss) -> Run | None:
+    """The setting that `tune` found, or None where it has not finished."""
+    candidates = [
+        r
+        for r in list(margin_runs(loss)) + list(factor_runs(out, loss))
+        if (out / f"{r.key}.json").exists()
+    ]
+    wanted = len(loss.margins) + (len(FACTORS) - 1) * loss.scaled
+    if len(candidates) < wanted:
+        return None
+    return max(candidates, key=lambda r: auc_of(out, r))
+
+
+def margin_runs(loss: Loss) -> Iterator[Run]:
+    return (Run(loss, m, FACTORS[0], TUNED_ON) for m in loss.margins)
+
+
+def factor_runs(out: Path, loss: Loss) -> Iterator[Run]:
+    """The other scales, with the best margin."""
+    runs = list(margin_runs(loss))
+    if loss.scaled and all((out / f"{r.key}.json").exists() for r in runs):
+        best = max(runs, key=lambda r: auc_of(out, r))
+        for factor in FACTORS[1:]:
+            yield dataclasses.replace(best, factor=factor)
+
+
+def ablations(out: Path) -> Iterator[Run]:
+    """The whole gradient for HFN, other strengths for SFN."""
+    for loss in LOSSES:
+        best = best_of(out, loss)
+        if best is None or not loss.loss.startswith("sphereface"):
+            continue
+        if loss.norm == "hfn":
+            yield dataclasses.replace(best, detach="none")
+        if loss.norm == "sfn":
+            for strength in (0.001, 0.1):
+                yield dataclasses.replace(best, strength=strength)
+
+
+def tests(out: Path, folds: tuple[int, ...]) -> Iterator[Run]:
+    """Fold by fold, so that finished folds hold all losses."""
+    for fold in folds:
+        for loss in LOSSES:
+            best = best_of(out, loss)
+            if best is not None:
+                yield dataclasses.replace(best, fold=fold)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["tune", "ablate", "test"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lfw", required=True, help="folder or tar of LFW")
+    parser.add_argument("--pairs", required=True, help="pairs.txt")
+    parser.add_argument("--epochs", type=float, default=12.0)
+    parser.add_argument("--folds", type=int, nargs="+", default=TESTED_ON)
+    parser.add_argument("--part", default="1/1", help="I/N, from 1")
+    a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    part, parts = map(int, a.part.split("/"))
+    settings = (a.out, a.lfw, a.pairs, a.epochs)
+    if a.what == "tune":
+        for loss in LOSSES[part - 1 :: parts]:
+            for run in margin_runs(loss):
+                execute(run, *settings)
+            for run in factor_runs(a.out, loss):
+                execute(run, *settings)
+        return
+    runs = ablations(a.out) if a.what == "ablate" else tests(a.out, tuple(a.folds))
+    for run in list(runs)[part - 1 :: parts]:
+        execute(run, *settings)
+
+
+if __name__ == "__main__":
+    main()
