@@ -8,9 +8,9 @@
 `tune` tries margins and scales of every loss on fold 8, whose people are tested in no
 other fold: first the margins with a scale of 2.3 times the smallest that can separate
 the classes, then with the best of them the other factors. Best is the area under the
-ROC of all pairs among fold 8's people (at most 8 images of each). It also trains what
-the ablations need: the whole gradient, and other strengths of SFN's penalty. `test`
-trains the chosen settings without each of folds 1 to 7 and measures there:
+ROC of all pairs among fold 8's people (at most 8 images of each). `ablate` trains there
+with the whole gradient, and with other strengths of SFN's penalty. `test` trains the
+chosen settings without each of folds 1 to 7 and measures there:
 
 - the fold's 600 pairs, with the threshold from pairs among held-out training people,
 - TAR at FAR 1e-2 and 1e-3 and EER of all pairs among the fold's people,
@@ -172,7 +172,8 @@ def measure(run: experiment.Experiment, state) -> tuple[dict, dict[str, np.ndarr
     alone &= ~np.isin(rows, test.open_set_rows)
     strangers = np.random.default_rng(0).permutation(rows[alone])[:STRANGERS]
     pairs, dev, every = test.pairs, test.dev_pairs, all_pairs(test)
-    assert pairs is not None and dev is not None
+    assert pairs is not None
+    assert dev is not None
     # The embedder takes the rows of a set's protocols: those of all of ours.
     wanted = np.unique(
         np.concatenate([strangers, test.open_set_rows, dev.first, dev.second])
