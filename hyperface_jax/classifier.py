@@ -6,12 +6,15 @@ step knows of a loss.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from hyperface_jax import geometry, losses, magnitudes, margins, schedules
+from hyperface_jax import geometry, losses, magnitudes, margins, schedules, streaming
+from hyperface_jax.sharding import AXES
 
 PLAIN_SOFTMAX = "plain_softmax"
 LOSSES = (PLAIN_SOFTMAX, *margins.MARGINS)
@@ -74,6 +77,9 @@ def make_loss_fn(
     prototype_norm: losses.Prototypes = "project",
     loss_weight: float = 1.0,
     divide_by_scale: bool = True,
+    chunk: int = 0,
+    mesh: Mesh | None = None,
+    class_axes: tuple[str, ...] = AXES,
 ) -> LossFn:
     """Binds a loss to its settings.
 
@@ -91,58 +97,60 @@ def make_loss_fn(
       prototype_norm: see `losses.hyperspherical_softmax`.
       loss_weight: lw.
       divide_by_scale: lw/s instead of lw.
+      chunk: classes at a time, see `streaming.choose_chunk`.
+      mesh: see `streaming.evaluate`.
+      class_axes: see `streaming.evaluate`.
 
     Returns:
       (embeddings [B, D], labels [B], prototypes [rows, D], step) -> (loss [B], aux).
     """
-    if norm == "hfn":
-        magnitude = magnitudes.hfn(scale)
-    elif norm == "sfn":
-        magnitude = magnitudes.sfn(scale, penalty_strength, penalty)
-    elif norm == "nfn":
-        magnitude = magnitudes.nfn()
-    else:
-        raise ValueError(f"norm is {norm!r}, expected one of {magnitudes.MAGNITUDES}")
-
-    def mask(prototypes):
-        rows = prototypes.shape[0]
-        return jnp.arange(rows) < num_classes if rows != num_classes else None
-
     if loss == PLAIN_SOFTMAX:
 
-        def plain(embeddings, labels, prototypes, step):
-            del step
-            return losses.plain_softmax(
-                embeddings,
-                labels,
-                prototypes,
-                loss_weight=loss_weight,
-                class_mask=mask(prototypes),
-            )
+        def loss_of(context):
+            del context
+            return losses.plain(loss_weight=loss_weight)
+    else:
+        settings: dict[str, Any] = {
+            "margin": margins.get_margin(loss),
+            "magnitude": _magnitude(norm, scale, penalty, penalty_strength),
+            "detach": detach,
+            "clamp": clamp,
+            "prototype_norm": prototype_norm,
+            "loss_weight": loss_weight,
+            "divide_by_scale": divide_by_scale,
+        }
 
-        return plain
+        def loss_of(context):
+            return losses.hyperspherical(context=context, **settings)
 
-    functions = margins.get_margin(loss)
-
-    def hyperspherical(embeddings, labels, prototypes, step):
+    def loss_fn(embeddings, labels, prototypes, step):
         dtype = geometry.at_least_float32(embeddings).dtype
         context = margins.MarginContext(
             margin=jnp.asarray(margin(step), dtype),
-            annealing=0.0 if annealing is None else jnp.asarray(annealing(step), dtype),
+            annealing=jnp.asarray(annealing(step) if annealing else 0.0, dtype),
         )
-        return losses.hyperspherical_softmax(
+        return streaming.evaluate(
+            loss_of,
+            context,
             embeddings,
             labels,
             prototypes,
-            margin=functions,
-            magnitude=magnitude,
-            context=context,
-            detach=detach,
-            clamp=clamp,
-            prototype_norm=prototype_norm,
-            loss_weight=loss_weight,
-            divide_by_scale=divide_by_scale,
-            class_mask=mask(prototypes),
+            num_classes=num_classes,
+            chunk=chunk,
+            mesh=mesh,
+            class_axes=class_axes,
         )
 
-    return hyperspherical
+    return loss_fn
+
+
+def _magnitude(
+    norm: str, scale: float, penalty: str, strength: float
+) -> magnitudes.Magnitude:
+    if norm == "hfn":
+        return magnitudes.hfn(scale)
+    if norm == "sfn":
+        return magnitudes.sfn(scale, strength, penalty)
+    if norm == "nfn":
+        return magnitudes.nfn()
+    raise ValueError(f"norm is {norm!r}, expected one of {magnitudes.MAGNITUDES}")

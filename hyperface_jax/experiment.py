@@ -133,6 +133,11 @@ def create_experiment(config: Config) -> Experiment:
     """Builds everything that a validated config names; allocates no parameters."""
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_divisible("train.batch_size", config.train.batch_size, mesh)
+    sharding.check_divisible(
+        "train.batch_size / train.accumulate",
+        config.train.batch_size // config.train.accumulate,
+        mesh,
+    )
     train_set, evaluation_sets = open_data(config)
     if train_set.num_classes < 2:
         raise ValueError(
@@ -165,7 +170,7 @@ def create_experiment(config: Config) -> Experiment:
     step = train_step.make_train_step(
         backbone=backbone,
         augment=augment.make_augment(augment.AugmentSettings(**c.augment)),
-        loss_fn=_loss_fn(c, train_set.num_classes, margin),
+        loss_fn=_loss_fn(c, train_set.num_classes, margin, mesh),
         tx=tx,
         learning_rate=learning_rate,
         margin=margin,
@@ -185,7 +190,9 @@ def create_experiment(config: Config) -> Experiment:
         seed=c.seed,
         ema=c.train.ema_decay > 0,
     )
-    create_state, jitted_step = jit_on_mesh(init, step, mesh)
+    create_state, jitted_step = jit_on_mesh(
+        init, step, mesh, class_axes=sharding.class_axes(c.mesh.classes)
+    )
     return Experiment(
         config=c,
         train_set=train_set,
@@ -200,7 +207,12 @@ def create_experiment(config: Config) -> Experiment:
 
 
 def jit_on_mesh(
-    init: Callable[[], TrainState], step: StepFn, mesh: Mesh, *, donate: bool = True
+    init: Callable[[], TrainState],
+    step: StepFn,
+    mesh: Mesh,
+    *,
+    class_axes: tuple[str, ...] = sharding.AXES,
+    donate: bool = True,
 ) -> tuple[Callable[[], TrainState], StepFn]:
     """Jits initialisation and step with one set of shardings for the state.
 
@@ -210,7 +222,7 @@ def jit_on_mesh(
     abstract = jax.eval_shape(init)
     rows = abstract.params["prototypes"].shape[0]
     sharding.check_divisible("number of padded classes", rows, mesh)
-    shardings = sharding.state_shardings(mesh, abstract)
+    shardings = sharding.state_shardings(mesh, abstract, class_axes)
     return (
         jax.jit(init, out_shardings=shardings),
         jax.jit(
@@ -222,7 +234,7 @@ def jit_on_mesh(
 
 
 def _loss_fn(
-    c: Config, num_classes: int, margin: schedules.Schedule
+    c: Config, num_classes: int, margin: schedules.Schedule, mesh: Mesh
 ) -> classifier.LossFn:
     h = c.head
     return classifier.make_loss_fn(
@@ -239,6 +251,9 @@ def _loss_fn(
         prototype_norm=h.prototype_norm,
         loss_weight=h.loss_weight,
         divide_by_scale=h.divide_by_scale,
+        chunk=h.chunk,
+        mesh=mesh,
+        class_axes=sharding.class_axes(c.mesh.classes),
     )
 
 

@@ -1,15 +1,19 @@
 """The hyperspherical softmax loss: one value an example, and what it was made of.
 
-No reduction over the batch here: callers take (weighted) means.
+No reduction over the batch here: callers take (weighted) means. A loss over classes is
+a `ClassLoss`, three functions, so that the classes between the first and the last may
+come all at once (`dense`), in chunks or from several devices (`streaming`).
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hyperface_jax import geometry
+from hyperface_jax import class_sums, geometry
+from hyperface_jax.class_sums import ClassSums
 from hyperface_jax.geometry import Scalar
 from hyperface_jax.magnitudes import Magnitude
 from hyperface_jax.margins import (
@@ -18,11 +22,136 @@ from hyperface_jax.margins import (
     Margin,
     MarginContext,
     angular_functions,
+    looks_at_target,
 )
 
 Prototypes = Literal["project", "differentiate"]
 PROTOTYPES = ("project", "differentiate")
 Aux = dict[str, Array]
+
+
+class Examples(NamedTuple):
+    """What the classes must know of the examples.
+
+    Attributes:
+      vectors: [B, D], to be multiplied with prototypes.
+      norms: [B], lengths of the embeddings.
+    """
+
+    vectors: Array
+    norms: Array
+
+
+class ClassLoss(NamedTuple):
+    """A loss that is a softmax over classes.
+
+    Attributes:
+      prepare: embeddings [B, D] -> Examples.
+      logits: (Examples, prototypes [K, D], target_cos [B, 1], is_target [B, K]) ->
+        (logits [B, K], plain cosines [B, K]) of any K classes; `target_cos` may be
+        None where the target is among them.
+      finish: (Examples, ClassSums of all classes) -> (loss [B], aux).
+      needs_target: logits of other classes depend on target_cos.
+    """
+
+    prepare: Callable[[Array], Examples]
+    logits: Callable[[Examples, Array, Array | None, Array], tuple[Array, Array]]
+    finish: Callable[[Examples, ClassSums], tuple[Array, Aux]]
+    needs_target: bool = False
+
+
+def hyperspherical(
+    *,
+    margin: Margin,
+    magnitude: Magnitude,
+    context: MarginContext,
+    detach: Detach = "cosine",
+    clamp: Clamp = "exact",
+    prototype_norm: Prototypes = "project",
+    loss_weight: Scalar = 1.0,
+    divide_by_scale: bool = True,
+) -> ClassLoss:
+    """The unified framework's loss; arguments of `hyperspherical_softmax`."""
+    if not isinstance(margin, Margin):
+        raise ValueError(f"margin is {margin!r}, expected a row of margins.MARGINS")
+    if prototype_norm not in PROTOTYPES:
+        raise ValueError(
+            f"prototype_norm is {prototype_norm!r}, expected one of {PROTOTYPES}"
+        )
+    weight = loss_weight
+    if divide_by_scale and magnitude.scale is not None:
+        weight = loss_weight / magnitude.scale
+
+    def prepare(embeddings):
+        embeddings = geometry.at_least_float32(embeddings)
+        norms = geometry.magnitude(embeddings)
+        return Examples(geometry.l2_normalize(embeddings), norms)
+
+    def logits(examples, prototypes, target_cos, is_target):
+        if prototype_norm == "differentiate":
+            prototypes = geometry.l2_normalize(prototypes)
+        cos = geometry.cosines(examples.vectors, prototypes)
+        own = jnp.sum(jnp.where(is_target, cos, 0), axis=1, keepdims=True)
+        if target_cos is not None:
+            here = jnp.any(is_target, axis=1, keepdims=True)
+            own = jnp.where(here, own, jax.lax.stop_gradient(target_cos))
+        norms = examples.norms[:, None]
+        functions = angular_functions(
+            cos,
+            own,
+            is_target,
+            margin=margin,
+            context=context._replace(magnitude=norms),
+            detach=detach,
+            clamp=clamp,
+        )
+        return magnitude.rho(norms) * functions, cos
+
+    def finish(examples, sums):
+        cross_entropy = sums.cross_entropy()
+        penalty = magnitude.penalty(examples.norms)
+        loss = weight * cross_entropy + penalty
+        return loss, _aux(examples.norms, sums, cross_entropy) | {"penalty": penalty}
+
+    return ClassLoss(prepare, logits, finish, looks_at_target(margin, context))
+
+
+def plain(*, loss_weight: Scalar = 1.0) -> ClassLoss:
+    """Softmax cross-entropy over x·w_j; arguments of `plain_softmax`."""
+
+    def prepare(embeddings):
+        embeddings = geometry.at_least_float32(embeddings)
+        return Examples(embeddings, geometry.magnitude(embeddings))
+
+    def logits(examples, prototypes, target_cos, is_target):
+        del target_cos, is_target
+        values = geometry.cosines(examples.vectors, prototypes)
+        lengths = examples.norms[:, None] * geometry.magnitude(prototypes)[None, :]
+        return values, jax.lax.stop_gradient(values / jnp.maximum(lengths, 1e-12))
+
+    def finish(examples, sums):
+        cross_entropy = sums.cross_entropy()
+        aux = _aux(examples.norms, sums, cross_entropy)
+        return loss_weight * cross_entropy, aux | {"penalty": 0 * examples.norms}
+
+    return ClassLoss(prepare, logits, finish)
+
+
+def dense(
+    loss: ClassLoss,
+    embeddings: Float[Array, "B D"],
+    labels: Int[Array, " B"],
+    prototypes: Float[Array, "C D"],
+    class_mask: Bool[Array, " C"] | None = None,
+) -> tuple[Float[Array, " B"], Aux]:
+    """The loss of each example with the whole matrix of logits [B, C] at once."""
+    check_shapes(embeddings, labels, prototypes)
+    examples = loss.prepare(embeddings)
+    ids = jnp.arange(prototypes.shape[0], dtype=labels.dtype)
+    is_target = labels[:, None] == ids[None, :]
+    logits, cos = loss.logits(examples, prototypes, None, is_target)
+    sums = class_sums.of_logits(logits, cos, is_target, class_mask)
+    return loss.finish(examples, sums)
 
 
 def hyperspherical_softmax(
@@ -68,37 +197,17 @@ def hyperspherical_softmax(
       `correct` [B] (the largest plain cosine is the target's), `probability` [B] of
       the target under the logits.
     """
-    _check_shapes(embeddings, labels, prototypes)
-    if not isinstance(margin, Margin):
-        raise ValueError(f"margin is {margin!r}, expected a row of margins.MARGINS")
-    embeddings = geometry.at_least_float32(embeddings)
-    norms = geometry.magnitude(embeddings)[:, None]  # [B, 1]
-    if prototype_norm == "differentiate":
-        prototypes = geometry.l2_normalize(prototypes)
-    elif prototype_norm != "project":
-        raise ValueError(
-            f"prototype_norm is {prototype_norm!r}, expected one of {PROTOTYPES}"
-        )
-    cos = geometry.cosines(geometry.l2_normalize(embeddings), prototypes)  # [B, C]
-    is_target = _is_target(labels, prototypes.shape[0])
-    target_cos = jnp.sum(jnp.where(is_target, cos, 0), axis=1, keepdims=True)
-    functions = angular_functions(
-        cos,
-        target_cos,
-        is_target,
+    loss = hyperspherical(
         margin=margin,
-        context=context._replace(magnitude=norms),
+        magnitude=magnitude,
+        context=context,
         detach=detach,
         clamp=clamp,
+        prototype_norm=prototype_norm,
+        loss_weight=loss_weight,
+        divide_by_scale=divide_by_scale,
     )
-    logits = magnitude.rho(norms) * functions
-    cross_entropy = _cross_entropy(logits, is_target, class_mask)
-    weight = loss_weight
-    if divide_by_scale and magnitude.scale is not None:
-        weight = loss_weight / magnitude.scale
-    penalty = magnitude.penalty(norms[:, 0])
-    aux = _aux(cos, target_cos, is_target, norms[:, 0], cross_entropy, class_mask)
-    return weight * cross_entropy + penalty, aux | {"penalty": penalty}
+    return dense(loss, embeddings, labels, prototypes, class_mask)
 
 
 def plain_softmax(
@@ -114,20 +223,12 @@ def plain_softmax(
     The baseline of baselines. Shapes, returns and aux as `hyperspherical_softmax`;
     cosines in aux are those of the normalised vectors.
     """
-    _check_shapes(embeddings, labels, prototypes)
-    embeddings = geometry.at_least_float32(embeddings)
-    logits = geometry.cosines(embeddings, prototypes)
-    is_target = _is_target(labels, prototypes.shape[0])
-    cross_entropy = _cross_entropy(logits, is_target, class_mask)
-    norms = geometry.magnitude(embeddings)
-    lengths = norms[:, None] * geometry.magnitude(prototypes)[None, :]
-    cos = jax.lax.stop_gradient(logits / jnp.maximum(lengths, 1e-12))
-    target_cos = jnp.sum(jnp.where(is_target, cos, 0), axis=1, keepdims=True)
-    aux = _aux(cos, target_cos, is_target, norms, cross_entropy, class_mask)
-    return loss_weight * cross_entropy, aux | {"penalty": jnp.zeros_like(norms)}
+    loss = plain(loss_weight=loss_weight)
+    return dense(loss, embeddings, labels, prototypes, class_mask)
 
 
-def _check_shapes(embeddings: Array, labels: Array, prototypes: Array) -> None:
+def check_shapes(embeddings: Array, labels: Array, prototypes: Array) -> None:
+    """Raises a ValueError that names the shapes unless they are [B, D], [B], [C, D]."""
     x, y, w = embeddings.shape, labels.shape, prototypes.shape
     fits = (len(x), len(y), len(w)) == (2, 1, 2) and x[0] == y[0] and x[1] == w[1]
     if not fits:
@@ -139,27 +240,12 @@ def _check_shapes(embeddings: Array, labels: Array, prototypes: Array) -> None:
         raise ValueError(f"labels are {labels.dtype}, expected integers")
 
 
-def _cross_entropy(logits: Array, is_target: Array, class_mask: Array | None) -> Array:
-    """-log softmax of the target's logit, over the classes of the mask. [B]"""
-    target = jnp.sum(jnp.where(is_target, logits, 0), axis=1)
-    if class_mask is not None:
-        logits = jnp.where(class_mask[None, :], logits, -jnp.inf)
-    return jax.nn.logsumexp(logits, axis=1) - target
-
-
-def _aux(cos, target_cos, is_target, norms, cross_entropy, class_mask) -> Aux:
+def _aux(norms: Array, sums: ClassSums, cross_entropy: Array) -> Aux:
     """What the caller reports; no gradient."""
-    others = cos if class_mask is None else jnp.where(class_mask[None, :], cos, -2)
-    rival = jnp.max(jnp.where(is_target, -2, others), axis=1)
     aux = {
-        "target_cos": target_cos[:, 0],
+        "target_cos": sums.target_cos,
         "magnitude": norms,
-        "correct": (target_cos[:, 0] > rival).astype(cos.dtype),
+        "correct": (sums.target_cos > sums.rival).astype(norms.dtype),
         "probability": jnp.exp(-cross_entropy),
     }
     return jax.lax.stop_gradient(aux)
-
-
-def _is_target(labels: Array, num_classes: int) -> Array:
-    """[B, C], True in the column of each example's own class."""
-    return labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None, :]

@@ -48,7 +48,8 @@ class Margin(NamedTuple):
 
     Attributes:
       psi: (target_cos [B, 1], context) -> [B, 1], the target's angular function.
-      eta: (cos [B, C], target_cos [B, 1], context) -> [B, C], the others'.
+      eta: (cos [B, C], target_cos [B, 1], context) -> [B, C], the others'; no
+        gradient runs through this target_cos, which may come from another device.
       neutral: the m at which there is no margin (1 for products, 0 for sums).
       default: the m of the original publication or of its official code.
       source: where formula and default come from.
@@ -211,7 +212,7 @@ def angular_functions(
         return jnp.where(
             is_target,
             margin.psi(own, context),
-            margin.eta(bounded(cos_theta), own, context),
+            margin.eta(bounded(cos_theta), jax.lax.stop_gradient(own), context),
         )
 
     values = evaluate(context)
@@ -224,6 +225,18 @@ def angular_functions(
     else:
         raise ValueError(f"detach is {detach!r}, expected one of {DETACH}")
     return base + jax.lax.stop_gradient(values - base)
+
+
+def looks_at_target(margin: Margin, context: MarginContext) -> bool:
+    """Whether eta depends on the target's cosine, found by tracing it."""
+    dtype = jnp.asarray(context.margin).dtype
+    is_float = jnp.issubdtype(dtype, jnp.floating)
+    one = jnp.ones((1, 1), dtype if is_float else jnp.float32)
+    context = context._replace(magnitude=one)
+    jaxpr = jax.make_jaxpr(lambda t: margin.eta(one, t, context))(one).jaxpr
+    (target,) = jaxpr.invars
+    read = [v for equation in jaxpr.eqns for v in equation.invars] + jaxpr.outvars
+    return any(v is target for v in read)
 
 
 def minimum_scale(margin: Margin, m: float, num_classes: int, p: float = 0.99) -> float:

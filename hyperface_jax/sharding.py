@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "model")
+CLASSES = ("all", "model")
 
 
 def make_mesh(model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -47,17 +48,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
+def class_axes(where: str) -> tuple[str, ...]:
+    """Mesh axes over which classes are split: "all" of them, or "model" only."""
+    if where not in CLASSES:
+        raise ValueError(f"mesh.classes is {where!r}, expected one of {CLASSES}")
+    return AXES if where == "all" else ("model",)
+
+
+def state_shardings(
+    mesh: Mesh, abstract_state: Any, class_axes: tuple[str, ...] = AXES
+) -> Any:
     """Shardings of a train state from the shapes of `jax.eval_shape`.
 
-    The prototypes and the optimizer's arrays of their shape are split by class.
+    The prototypes and the optimizer's arrays of their shape are split by class over
+    `class_axes`.
     """
 
     def of_leaf(path, leaf):
         is_class_array = len(leaf.shape) == 2 and any(
             getattr(entry, "key", None) == "prototypes" for entry in path
         )
-        return NamedSharding(mesh, PartitionSpec(AXES if is_class_array else None))
+        return NamedSharding(
+            mesh, PartitionSpec(class_axes if is_class_array else None)
+        )
 
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: of_leaf(path, leaf) if len(leaf.shape) else replicated(mesh),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hyperface_jax import geometry, losses, magnitudes, margins, optimizer
+from hyperface_jax import geometry, losses, magnitudes, margins, optimizer, streaming
 
 pytestmark = [pytest.mark.core, pytest.mark.usefixtures("float64")]
 
@@ -42,26 +42,36 @@ def magnitude_of(hyper):
     return magnitudes.sfn(hyper["s"], hyper["t"])
 
 
-def official_loss(x, y, w, hyper, margin, detach):
+def official_loss(x, y, w, hyper, margin, detach, chunk=0):
     # Heads older than SphereFace-R have no loss weight: plain cross-entropy.
     weight = hyper.get("loss_weight", hyper.get("lw"))
-    loss, _ = losses.hyperspherical_softmax(
+
+    def loss_of(context):
+        return losses.hyperspherical(
+            margin=margins.MARGINS[margin],
+            magnitude=magnitude_of(hyper),
+            context=context,
+            detach=detach,
+            clamp="official",
+            loss_weight=1.0 if weight is None else weight,
+            divide_by_scale=weight is not None,
+        )
+
+    loss, _ = streaming.evaluate(
+        loss_of,
+        margins.MarginContext(margin=hyper.get("m", 0.0)),
         x,
         jnp.asarray(y),
         w,
-        margin=margins.MARGINS[margin],
-        magnitude=magnitude_of(hyper),
-        context=margins.MarginContext(margin=hyper.get("m", 0.0)),
-        detach=detach,
-        clamp="official",
-        loss_weight=1.0 if weight is None else weight,
-        divide_by_scale=weight is not None,
+        num_classes=len(w),
+        chunk=chunk,
     )
     return jnp.mean(loss)
 
 
+@pytest.mark.parametrize("chunk", [0, 1])
 @pytest.mark.parametrize("case", HEADS)
-def test_loss_and_gradients(case, shared):
+def test_loss_and_gradients(case, chunk, shared):
     oracle = np.load(shared("oracles/heads.npz"))
     hyper = json.loads(str(oracle[f"{case}/hyperparameters"]))
     name, detach = HEADS[case]
@@ -72,6 +82,7 @@ def test_loss_and_gradients(case, shared):
         hyper,
         name,
         detach,
+        chunk,
     )
     assert float(loss) == pytest.approx(float(oracle[f"{case}/loss"]), rel=RELATIVE)
     for got, want in ((dx, oracle[f"{case}/dx"]), (dw.T, oracle[f"{case}/dw"])):

@@ -96,6 +96,7 @@ def default_config() -> Config:
     c.head.loss_weight = 50.0  # lw
     c.head.divide_by_scale = True  # lw/s where there is an s
     c.head.annealing = False  # sphereface_2017: mix with plain cosine by λ(step)
+    c.head.chunk = 0  # classes at a time; 0: all where their logits fit, else few
     c.head.class_multiple = 4096  # rows of the prototypes are padded to a multiple
 
     c.optimizer = section()
@@ -156,6 +157,7 @@ def default_config() -> Config:
 
     c.mesh = section()
     c.mesh.model = 1  # size of the "model" axis; "data" is the rest of the devices
+    c.mesh.classes = "all"  # all | model: devices over which classes are split
     return c
 
 

@@ -23,6 +23,7 @@ _RUNTIME = (
     "eval.",
     "report.",
     "mesh.",
+    "head.chunk",
 )
 _EXTENDS = ("train.steps", "train.epochs")
 

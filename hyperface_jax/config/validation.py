@@ -9,6 +9,7 @@ from hyperface_jax import (
     margins,
     optimizer,
     schedules,
+    sharding,
 )
 from hyperface_jax.backbones import BACKBONES, DTYPES
 from hyperface_jax.config.keys import PROTOCOLS, Config, flatten
@@ -34,6 +35,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "head.prototype_norm": losses.PROTOTYPES,
     "head.prototype_init": classifier.INITS,
     "head.margin_schedule": MARGIN_SCHEDULES,
+    "mesh.classes": sharding.CLASSES,
     "optimizer.name": optimizer.OPTIMIZERS,
     "optimizer.backbone.decay_mask": optimizer.DECAY_MASKS,
     "optimizer.prototypes.decay_mask": optimizer.DECAY_MASKS,
@@ -119,6 +121,10 @@ def validate(config: Config) -> None:
         raise ValueError(
             f"train.steps is {config.train.steps} and train.epochs is "
             f"{config.train.epochs}, expected exactly one of them to be positive"
+        )
+    if config.head.chunk < 0:
+        raise ValueError(
+            f"head.chunk is {config.head.chunk}, expected 0 (automatic) or more"
         )
     if config.train.batch_size % config.train.accumulate:
         raise ValueError(

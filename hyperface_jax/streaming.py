@@ -1,0 +1,214 @@
+"""A loss over classes without its matrix of logits, on one device or on all.
+
+Chunks of classes pass one after the other: of each, cosines and logits exist only while
+its sums are taken, and are computed again for the gradient. The result is exact; memory
+does not grow with B x C. On several devices each holds some of the classes: it gathers
+the embeddings of the batch, sums over its own classes, and gives the sums back to the
+devices whose examples they are of. No array with a class axis travels, and nothing
+travels inside the loop.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from hyperface_jax import class_sums, geometry
+from hyperface_jax.class_sums import ClassSums
+from hyperface_jax.losses import Aux, ClassLoss, Examples, check_shapes
+from hyperface_jax.sharding import AXES
+
+CHUNK_ELEMENTS = 1 << 22
+"""B x chunk of an automatic chunk: 16 MiB a float32 matrix, four or five at a time."""
+
+DENSE_BYTES = 2 << 30
+"""The whole matrix is kept where its (about six) copies need no more than this."""
+
+_DENSE_COPIES = 6
+
+
+def choose_chunk(batch: int, rows: int, chunk: int = 0) -> int:
+    """Classes at a time on one device: a divisor of `rows`, or `rows` itself (dense).
+
+    Args:
+      batch: B, examples that a device multiplies with its classes.
+      rows: classes of one device, padding included.
+      chunk: 0 chooses; else the largest divisor of `rows` up to it is taken.
+
+    Raises:
+      ValueError: `chunk` is negative.
+    """
+    if chunk < 0:
+        raise ValueError(f"head.chunk is {chunk}, expected 0 (automatic) or more")
+    if not chunk:
+        if _DENSE_COPIES * 4 * batch * rows <= DENSE_BYTES:
+            return rows
+        chunk = max(CHUNK_ELEMENTS // batch, 1)
+    return max(d for d in _divisors(rows) if d <= max(min(chunk, rows), 1))
+
+
+def _divisors(n: int) -> set[int]:
+    small = {d for d in range(1, int(n**0.5) + 1) if n % d == 0}
+    return small | {n // d for d in small}
+
+
+def evaluate(
+    loss_of: Callable[[Any], ClassLoss],
+    context: Any,
+    embeddings: Float[Array, "B D"],
+    labels: Int[Array, " B"],
+    prototypes: Float[Array, "R D"],
+    *,
+    num_classes: int,
+    chunk: int = 0,
+    mesh: Mesh | None = None,
+    class_axes: tuple[str, ...] = AXES,
+) -> tuple[Float[Array, " B"], Aux]:
+    """The loss of each example, exactly as `losses.dense` computes it.
+
+    Args:
+      loss_of: context -> ClassLoss.
+      context: pytree of (traced) scalars, the same on all devices.
+      embeddings: [B, D]; on a mesh split over both of its axes.
+      labels: [B] integers in [0, num_classes), split likewise.
+      prototypes: [R, D], R >= num_classes; further rows are padding and take no part.
+        On a mesh split by class over `class_axes`.
+      num_classes: C.
+      chunk: see `choose_chunk`; R or more is dense.
+      mesh: of all devices, or None for one.
+      class_axes: axes of the mesh that hold classes, "model" or both.
+
+    Returns:
+      Loss [B] and aux, as `losses.hyperspherical_softmax`.
+    """
+    check_shapes(embeddings, labels, prototypes)
+
+    def local(context, embeddings, labels, prototypes):
+        loss = loss_of(context)
+        own = loss.prepare(embeddings)
+        rows = ClassRows(jnp.zeros((), labels.dtype))
+        everyone, everyones_labels = own, labels
+        if axes:
+            everyone, everyones_labels = jax.lax.all_gather(
+                (own, labels), axes, tiled=True
+            )
+            first = jax.lax.axis_index(axes) * prototypes.shape[0]
+            rows = ClassRows(first.astype(labels.dtype))
+            # Here rather than by itself in the loop: its transpose adds up gradients.
+            whole = tuple(axis for axis in AXES if axis not in axes)
+            if whole:
+                prototypes = jax.lax.pcast(prototypes, whole, to="varying")
+        sums = sums_over_classes(
+            loss,
+            everyone,
+            everyones_labels,
+            prototypes,
+            rows,
+            num_classes=num_classes,
+            chunk=choose_chunk(len(everyones_labels), len(prototypes), chunk),
+            axes=axes,
+        )
+        return loss.finish(own, class_sums.across(sums, axes) if axes else sums)
+
+    axes = class_axes if mesh is not None and mesh.size > 1 else ()
+    if not axes:
+        return local(context, embeddings, labels, prototypes)
+    batch, classes = PartitionSpec(AXES), PartitionSpec(class_axes)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), batch, batch, classes),
+        out_specs=batch,
+    )(context, embeddings, labels, prototypes)
+
+
+class ClassRows(NamedTuple):
+    """Which class each row of an array of prototypes is.
+
+    Attributes:
+      first: class of row 0; the others follow it.
+      ids: [R] class of each row, rising, where they do not; or None.
+    """
+
+    first: Array
+    ids: Array | None = None
+
+    def classes(self, start: Array | int, count: int) -> Int[Array, " K"]:
+        """Classes of rows start .. start + count - 1."""
+        if self.ids is not None:
+            return jax.lax.dynamic_slice_in_dim(self.ids, start, count)
+        return (
+            self.first
+            + jnp.asarray(start, self.first.dtype)
+            + jnp.arange(count, dtype=self.first.dtype)
+        )
+
+    def rows(self, labels: Int[Array, " B"]) -> Int[Array, " B"]:
+        """Row where each class would be; may lie outside the array."""
+        if self.ids is not None:
+            return jnp.searchsorted(self.ids, labels)
+        return labels - self.first
+
+
+def sums_over_classes(
+    loss: ClassLoss,
+    examples: Examples,
+    labels: Int[Array, " B"],
+    prototypes: Float[Array, "R D"],
+    rows: ClassRows,
+    *,
+    num_classes: int,
+    chunk: int,
+    axes: tuple[str, ...] = (),
+) -> ClassSums:
+    """Sums over the given classes, `chunk` of them at a time.
+
+    Args:
+      loss: the loss.
+      examples: of B examples.
+      labels: [B].
+      prototypes: [R, D].
+      rows: which classes they are of; `num_classes` or more is padding.
+      num_classes: C.
+      chunk: divisor of R; R itself is dense.
+      axes: mesh axes over which other devices hold other classes.
+    """
+    count = len(prototypes)
+    target_cos = None
+    if loss.needs_target:
+        target_cos = _target_cosines(examples, labels, prototypes, rows, axes)
+
+    def of_part(prototypes, start):
+        classes = rows.classes(start, len(prototypes))
+        is_target = labels[:, None] == classes[None, :]
+        logits, cos = loss.logits(examples, prototypes, target_cos, is_target)
+        return class_sums.of_logits(logits, cos, is_target, classes < num_classes)
+
+    if chunk == count:
+        return of_part(prototypes, 0)
+
+    def body(sums, part):
+        return class_sums.add(sums, of_part(*part)), None
+
+    parts = prototypes.reshape(-1, chunk, prototypes.shape[1])
+    starts = jnp.arange(0, count, chunk, dtype=labels.dtype)
+    empty = class_sums.empty(examples.norms, AXES if axes else ())
+    # In a scan nothing can be merged with the first pass: no barrier is needed.
+    again = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(again, empty, (parts, starts))[0]
+
+
+def _target_cosines(examples, labels, prototypes, rows, axes) -> Array:
+    """Plain cosine [B, 1] with the own class, wherever it is; no gradient."""
+    row = rows.rows(labels)
+    place = jnp.clip(row, 0, len(prototypes) - 1)
+    own = geometry.l2_normalize(jax.lax.stop_gradient(prototypes)[place])
+    vectors = jax.lax.stop_gradient(examples.vectors)
+    here = (row == place) & (
+        jax.vmap(rows.classes, (0, None))(place, 1)[:, 0] == labels
+    )
+    cos = jnp.where(here, jnp.sum(vectors * own, axis=1), 0)
+    return (jax.lax.psum(cos, axes) if axes else cos)[:, None]
