@@ -23,6 +23,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "host:port of host 0; default: of SLURM or Cloud TPU, if any."
+)
+_PROCESSES = flags.DEFINE_integer("processes", 0, "Hosts, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "This host, from 0.")
+_WAIT = flags.DEFINE_integer("wait_for_hosts", 300, "Seconds for all to arrive.")
+_SILENCE = flags.DEFINE_float(
+    "lost_host_after", 30.0, "Seconds without a sign of life of another host."
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of input errors.")
 
 
@@ -44,18 +53,36 @@ def main(argv: list[str]) -> None:
     for library in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
         library.addFilter(_SaidOnce())
     command_line.log_our_lines()
+    # Imported here: worker processes that draw faces import this module, too.
+    import jax
+
+    from hyperface_jax import hosts
+
     try:
+        hosts.start(
+            _COORDINATOR.value,
+            _PROCESSES.value,
+            _PROCESS_ID.value,
+            wait_seconds=_WAIT.value,
+            silence_seconds=_SILENCE.value,
+        )
+        if not hosts.is_first():
+            logging.getLogger("hyperface_jax").setLevel(logging.WARNING)
         _dispatch()
+        hosts.finish()
     except (ValueError, OSError) as error:
         if _DEBUG.value:
             raise
-        fail(error)
+        hosts.fail(one_line(error))
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from the last checkpoint")
+        hosts.fail("stopped; the same command goes on from the last checkpoint")
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        hosts.fail(f"error: another host is gone: {str(error).splitlines()[0]}")
 
 
 def _dispatch() -> None:
-    # Imported here: worker processes that draw faces import this module, too.
     from hyperface_jax import config as config_lib
     from hyperface_jax import run_evaluation, train
 
@@ -70,10 +97,15 @@ def _dispatch() -> None:
         train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
 
 
+def one_line(error: BaseException) -> str:
+    """What a user reads of an error."""
+    message = " ".join(_essence(error).split())
+    return f"error: {message or type(error).__name__}"
+
+
 def fail(error: BaseException) -> NoReturn:
     """One line, exit status 1."""
-    message = " ".join(_essence(error).split())
-    sys.exit(f"error: {message or type(error).__name__}")
+    sys.exit(one_line(error))
 
 
 def _essence(error: BaseException) -> str:

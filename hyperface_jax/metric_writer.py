@@ -10,6 +10,8 @@ from typing import Protocol
 
 from etils import epath
 
+from hyperface_jax import hosts
+
 FILE = "metrics.jsonl"
 
 
@@ -86,7 +88,9 @@ class MetricWriter:
 def create_metric_writer(
     workdir: epath.PathLike, *, start_step: int, tensorboard: bool
 ) -> MetricWriter:
-    """The sinks of a run that starts or resumes at `start_step`."""
+    """The sinks of a run that starts or resumes at `start_step`; none but on host 0."""
+    if not hosts.is_first():
+        return MetricWriter([])
     rows = JsonLines(workdir)
     rows.drop_after(start_step)
     sinks: list[Sink] = [rows]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from hyperface_jax import classifier, metric_writer, outputs, workdir
+from hyperface_jax import classifier, hosts, metric_writer, outputs, workdir
 from hyperface_jax import config as config_lib
 from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.data.evaluation_set import EvaluationSet
@@ -111,7 +111,9 @@ def report_run(
     *,
     best_step: int | None,
 ) -> None:
-    """Writes the outputs of a run's evaluation."""
+    """Writes the outputs of a run's evaluation; host 0 does."""
+    if not hosts.is_first():
+        return
     c = run.config
     has_margin = c.head.loss != classifier.PLAIN_SOFTMAX
     training = metric_writer.read_metrics(folder)

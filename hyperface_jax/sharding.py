@@ -87,6 +87,17 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     }
 
 
+def own_rows(array: jax.Array) -> np.ndarray:
+    """Rows of an array, split over its leading axis, that live on this host.
+
+    In the order in which `put_batch` took them.
+    """
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = {s.index[0].start: s.data for s in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
 def check_divisible(name: str, value: int, mesh: Mesh) -> None:
     """Raises unless `value` rows can be split over all devices of the mesh."""
     if value % mesh.size:

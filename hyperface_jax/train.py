@@ -12,7 +12,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import run_evaluation, sharding, workdir
+from hyperface_jax import hosts, run_evaluation, sharding, workdir
 from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.config import Config
 from hyperface_jax.evaluation import protocols
@@ -60,6 +60,8 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
     config_lib.validate(config)
     folder = workdir.create(path)
     run = create_experiment(config)
+    facts = _facts(run)
+    hosts.check_agreement(config_lib.flatten(facts))
     with Checkpoints(
         folder,
         keep_last=run.config.log.keep_last,
@@ -71,7 +73,7 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
                 f"train.steps is {run.config.train.steps}, but the run in {folder} is "
                 f"at step {checkpoints.latest_step} already: it can only be made longer"
             )
-        _claim(folder, run, resuming)
+        _claim(folder, facts, run.config, resuming)
         state = run.create_state()
         if resuming:
             state = checkpoints.restore(state)
@@ -112,7 +114,9 @@ def train(
     clock = Clock()
     log.info("compiling the step; the first batches take a while")
     with (
-        tqdm(total=stop, initial=start, unit="step") as bar,
+        tqdm(
+            total=stop, initial=start, unit="step", disable=not hosts.is_first()
+        ) as bar,
         logging_redirect_tqdm(),
     ):
         for step in range(start + 1, stop + 1):
@@ -177,13 +181,9 @@ def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
     )
 
 
-def _claim(folder: epath.Path, run: Experiment, resuming: bool) -> None:
-    """Writes config and versions; first checks them against a run to be resumed.
-
-    Without a checkpoint there is nothing to contradict: a run that was stopped early
-    because of a wrong word on the command line can be started anew.
-    """
-    facts = {
+def _facts(run: Experiment) -> dict[str, Any]:
+    """What identifies a run; every host must have the same."""
+    return {
         "config": run.config.to_dict(),
         "data": {
             "name": run.train_set.name,
@@ -193,17 +193,29 @@ def _claim(folder: epath.Path, run: Experiment, resuming: bool) -> None:
         },
         "versions": workdir.versions(),
     }
+
+
+def _claim(
+    folder: epath.Path, facts: dict[str, Any], config: Config, resuming: bool
+) -> None:
+    """Writes config and versions; first checks them against a run to be resumed.
+
+    Without a checkpoint there is nothing to contradict: a run that was stopped early
+    because of a wrong word on the command line can be started anew.
+    """
     path = folder / workdir.CONFIG
     if resuming and path.exists():
         saved = workdir.read_json(path)
-        for line in config_lib.check_resumable(saved["config"], run.config):
+        for line in config_lib.check_resumable(saved["config"], config):
             log.info("the run is extended: %s", line)
         if saved["data"]["fingerprint"] != facts["data"]["fingerprint"]:
             raise ValueError(
                 f"the workdir holds a run on other data: {saved['data']}, expected "
                 f"{facts['data']} (use another --workdir)"
             )
-    workdir.write_json(path, facts)
+    hosts.barrier("all hosts have read the config of the workdir")
+    if hosts.is_first():
+        workdir.write_json(path, facts)
 
 
 def _describe(run: Experiment, state: TrainState) -> None:

@@ -36,7 +36,7 @@ def create(path: epath.PathLike) -> epath.Path:
         raise ValueError(f"workdir {folder}: is a file, expected a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write_test"
+        probe = folder / f".write_test_{jax.process_index()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:

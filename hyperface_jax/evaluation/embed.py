@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from hyperface_jax import resample, sharding
+from hyperface_jax import hosts, resample, sharding
 from hyperface_jax.augment import normalize
 from hyperface_jax.backbones import Backbone
 from hyperface_jax.data.face_set import FaceSet
@@ -105,13 +105,26 @@ def embed_rows(
     position = np.full(len(faces.source), -1)
     position[faces.rows] = np.arange(len(faces))
     reader = BatchReader(faces, image_size=image_size, threads=threads)
-    parts = []
-    batches = _padded_batches(reader, position[rows], batch_size)
+    parts, readable = [], []
     total = -(-len(rows) // batch_size)
-    for batch in tqdm(batches, "embedding", total, unit="batch", disable=total < 20):
+    batches = _padded_batches(reader, position[rows], batch_size)
+    quiet = total < 20 or not hosts.is_first()
+    for batch in tqdm(batches, "embedding", total, unit="batch", disable=quiet):
         images = sharding.put_batch(mesh, {"image": batch["image"]})["image"]
-        parts.append(np.asarray(embed(images)) * batch["weight"][:, None, None])
-    return np.concatenate(parts)[: len(rows)], reader.bad_records
+        views = jax.device_put(embed(images), sharding.batch_sharding(mesh))
+        weight = batch["weight"]
+        parts.append(sharding.own_rows(views) * weight[:, None, None])
+        readable.append(weight > 0)
+    bad = dict(reader.bad_records)
+    for row in rows[~_of_all_hosts(readable)[: len(rows)]]:
+        bad.setdefault(int(row), "unreadable; another host's log says why")
+    return _of_all_hosts(parts)[: len(rows)], bad
+
+
+def _of_all_hosts(parts: list[np.ndarray]) -> np.ndarray:
+    """Each host's rows of every batch -> the rows of all batches in order."""
+    found = hosts.gather(np.stack(parts))  # [hosts, batches, rows of a host, ...]
+    return np.moveaxis(found, 0, 1).reshape(-1, *found.shape[3:])
 
 
 def embed_to_store(
@@ -145,11 +158,15 @@ def embed_to_store(
 def _padded_batches(
     reader: BatchReader, indices: np.ndarray, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of one size, decoded ahead; the last is filled with its first image."""
+    """Rows of this host in batches of one size, decoded ahead.
+
+    The last batch is filled with its last image.
+    """
     count = -(-len(indices) // batch_size)
     padded = np.full(count * batch_size, indices[-1])
     padded[: len(indices)] = indices
-    batches = grain.MapDataset.source(padded.reshape(count, -1).tolist()).map(reader)
+    parts = padded.reshape(count, jax.process_count(), -1)[:, jax.process_index()]
+    batches = grain.MapDataset.source(parts.tolist()).map(reader)
     return iter(
         batches.to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)

@@ -1,0 +1,193 @@
+"""Several hosts, one program: start, agree on the run, end together.
+
+Every host runs the same command. On one host nothing here does anything.
+"""
+
+import glob
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from hyperface_jax import host_watch
+
+log = logging.getLogger(__name__)
+
+_watch: list[host_watch.Server | host_watch.Client] = []
+
+
+def is_first() -> bool:
+    """Whether this is the host that writes metrics and reports."""
+    return jax.process_index() == 0
+
+
+def start(
+    coordinator: str = "",
+    processes: int = 0,
+    process_id: int = -1,
+    *,
+    wait_seconds: int = 300,
+    silence_seconds: float = 30.0,
+) -> None:
+    """Starts `jax.distributed` if there are several hosts, and watches them.
+
+    Args:
+      coordinator: "host:port" of host 0; "" takes it from the environment (SLURM,
+        JAX_COORDINATOR_ADDRESS, Cloud TPU), where there is one.
+      processes: number of hosts, with a coordinator.
+      process_id: of this one, from 0, with a coordinator.
+      wait_seconds: for the others to arrive; then the process ends with one line.
+      silence_seconds: a host that gives no sign of life for so long is lost.
+
+    Raises:
+      ValueError: one line on arguments that do not fit together.
+    """
+    given = (bool(coordinator), processes > 0, process_id >= 0)
+    if any(given) and not all(given):
+        raise ValueError(
+            f"--coordinator is {coordinator!r}, --processes {processes}, --process_id "
+            f"{process_id}, expected all three or none"
+        )
+    if coordinator and not process_id < processes:
+        raise ValueError(
+            f"--process_id is {process_id}, expected 0 to {processes - 1} "
+            f"(--processes is {processes})"
+        )
+    if coordinator and not coordinator.rpartition(":")[2].isdigit():
+        raise ValueError(f"--coordinator is {coordinator!r}, expected host:port")
+    if not (coordinator or _in_environment()):
+        return
+    who = f"host {process_id}" if coordinator else "this host"
+    where = coordinator or "the environment's coordinator"
+    log.info("%s waits up to %d s for all hosts at %s", who, wait_seconds, where)
+    message = (
+        f"{who} has waited {wait_seconds} s for all "
+        f"{processes or ''} hosts at {where}: was the command started on each?"
+    )
+    with host_watch.Deadline(wait_seconds, " ".join(message.split())):
+        jax.distributed.initialize(
+            coordinator or None,
+            processes or None,
+            process_id if coordinator else None,
+            # Ours end first, with a line of ours.
+            initialization_timeout=wait_seconds + 60,
+            heartbeat_timeout_seconds=int(silence_seconds) + 70,
+        )
+        if jax.process_count() > 1:
+            _start_watch(coordinator, silence_seconds)
+
+
+def _in_environment() -> bool:
+    """Whether jax will find a coordinator by itself."""
+    if os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        return True
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        return True
+    on_tpu = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    return bool(on_tpu) and importlib.util.find_spec("libtpu") is not None
+
+
+def _start_watch(coordinator: str, silence: float) -> None:
+    server = host_watch.Server(silence=silence) if is_first() else None
+    name = coordinator.rpartition(":")[0] or socket.getfqdn()
+    found = _broadcast(json.dumps([name, server.port if server else 0]))
+    if server:
+        _watch.append(server)
+        return
+    host, port = json.loads(found)
+    me = f"host {jax.process_index()} ({socket.gethostname()})"
+    try:
+        _watch.append(host_watch.Client((host, port), me, silence=silence))
+    except OSError as error:
+        log.warning(
+            "host 0 cannot be watched at %s:%d (%s): a lost host will be noticed by "
+            "jax's own heartbeat only",
+            *(host, port, error),
+        )
+
+
+def _broadcast(text: str, size: int = 1024) -> str:
+    """Host 0's text on every host."""
+    padded = np.frombuffer(text.encode().ljust(size), np.uint8)
+    found = multihost_utils.broadcast_one_to_all(padded)
+    return bytes(np.asarray(found)).decode().strip()
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Compares named facts of all hosts, such as keys of the config.
+
+    Raises:
+      ValueError: on every host the same line, with what differs and where.
+    """
+    if jax.process_count() == 1:
+        return
+    names = sorted(facts)
+    hashes = np.array(
+        [_hash([name, facts[name]]) for name in names] + [_hash(names)], np.uint32
+    )
+    counts = multihost_utils.process_allgather(np.int32(len(names)))
+    if len(set(np.asarray(counts).tolist())) > 1:
+        raise ValueError("hosts run different versions of the program")
+    found = np.asarray(multihost_utils.process_allgather(hashes))
+    wrong = np.flatnonzero((found != found[0]).any(axis=0))
+    if wrong.size:
+        _release()  # every host finds the same and says so
+        what = [names[k] if k < len(names) else "names of keys" for k in wrong]
+        hosts = np.flatnonzero((found != found[0]).any(axis=1))
+        raise ValueError(
+            f"hosts disagree on {', '.join(what[:5])}: host "
+            f"{', '.join(map(str, hosts))} differs from host 0; this is host "
+            f"{jax.process_index()}, with {json.dumps(facts.get(what[0]), default=str)}"
+        )
+
+
+def _hash(value: Any) -> int:
+    text = json.dumps(value, default=str, sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+def barrier(name: str) -> None:
+    """Waits for all hosts."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def gather(values: np.ndarray) -> np.ndarray:
+    """The arrays of all hosts, stacked [hosts, ...], on every host."""
+    if jax.process_count() == 1:
+        return values[None]
+    return np.asarray(multihost_utils.process_allgather(values))
+
+
+def finish() -> None:
+    """The run is done: that this host ends now is no loss."""
+    barrier("finished")
+    _release()
+
+
+def _release() -> None:
+    """From here on nobody's end is a loss."""
+    for watch in _watch:
+        watch.finish()
+    _watch.clear()
+
+
+def fail(message: str) -> NoReturn:
+    """Says what is wrong and ends with status 1, on several hosts at once.
+
+    An ordinary exit would wait there for the others, who wait for this one.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(message)
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+    os._exit(1)
