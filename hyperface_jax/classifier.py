@@ -20,7 +20,9 @@ PLAIN_SOFTMAX = "plain_softmax"
 LOSSES = (PLAIN_SOFTMAX, *margins.MARGINS)
 INITS = ("xavier_normal", "normal")
 
-LossFn = Callable[[Array, Array, Array, Array], tuple[Array, losses.Aux]]
+LossFn = Callable[..., tuple[Array, losses.Aux]]
+"""(embeddings [B, D], labels [B], prototypes [R, D], step, ids [R] or None) ->
+(loss [B], aux)"""
 
 
 def padded_classes(num_classes: int, multiple: int) -> int:
@@ -74,6 +76,7 @@ def make_loss_fn(
     penalty_strength: float = 0.01,
     detach: margins.Detach = "cosine",
     clamp: margins.Clamp = "exact",
+    interclass_filter: float = 0.0,
     prototype_norm: losses.Prototypes = "project",
     loss_weight: float = 1.0,
     divide_by_scale: bool = True,
@@ -94,6 +97,7 @@ def make_loss_fn(
       penalty_strength: SFN's t.
       detach: see `margins.angular_functions`.
       clamp: see `margins.angular_functions`.
+      interclass_filter: see `losses.hyperspherical`.
       prototype_norm: see `losses.hyperspherical_softmax`.
       loss_weight: lw.
       divide_by_scale: lw/s instead of lw.
@@ -102,7 +106,8 @@ def make_loss_fn(
       class_axes: see `streaming.evaluate`.
 
     Returns:
-      (embeddings [B, D], labels [B], prototypes [rows, D], step) -> (loss [B], aux).
+      (embeddings [B, D], labels [B], prototypes [rows, D], step, ids) ->
+      (loss [B], aux); `ids` are the classes of the rows where they are not all.
     """
     if loss == PLAIN_SOFTMAX:
 
@@ -115,6 +120,7 @@ def make_loss_fn(
             "magnitude": _magnitude(norm, scale, penalty, penalty_strength),
             "detach": detach,
             "clamp": clamp,
+            "interclass_filter": interclass_filter,
             "prototype_norm": prototype_norm,
             "loss_weight": loss_weight,
             "divide_by_scale": divide_by_scale,
@@ -123,7 +129,7 @@ def make_loss_fn(
         def loss_of(context):
             return losses.hyperspherical(context=context, **settings)
 
-    def loss_fn(embeddings, labels, prototypes, step):
+    def loss_fn(embeddings, labels, prototypes, step, ids=None):
         dtype = geometry.at_least_float32(embeddings).dtype
         context = margins.MarginContext(
             margin=jnp.asarray(margin(step), dtype),
@@ -136,6 +142,7 @@ def make_loss_fn(
             labels,
             prototypes,
             num_classes=num_classes,
+            ids=ids,
             chunk=chunk,
             mesh=mesh,
             class_axes=class_axes,

@@ -19,6 +19,7 @@ from hyperface_jax import (
     augment,
     classifier,
     optimizer,
+    sampling,
     schedules,
     sharding,
     train_state,
@@ -175,6 +176,7 @@ def create_experiment(config: Config) -> Experiment:
         learning_rate=learning_rate,
         margin=margin,
         prototype_norm=_prototype_norm(c),
+        sampler=_sampler(c, train_set.num_classes, mesh),
         accumulate=c.train.accumulate,
         ema_decay=c.train.ema_decay,
     )
@@ -190,7 +192,7 @@ def create_experiment(config: Config) -> Experiment:
         seed=c.seed,
         ema=c.train.ema_decay > 0,
     )
-    create_state, jitted_step = jit_on_mesh(
+    create_state, jitted_step = sharding.jit_on_mesh(
         init, step, mesh, class_axes=sharding.class_axes(c.mesh.classes)
     )
     return Experiment(
@@ -203,33 +205,6 @@ def create_experiment(config: Config) -> Experiment:
         embed=make_embed_fn(backbone, flip=c.eval.flip, jitter=c.eval.jitter),
         create_state=create_state,
         margin=margin,
-    )
-
-
-def jit_on_mesh(
-    init: Callable[[], TrainState],
-    step: StepFn,
-    mesh: Mesh,
-    *,
-    class_axes: tuple[str, ...] = sharding.AXES,
-    donate: bool = True,
-) -> tuple[Callable[[], TrainState], StepFn]:
-    """Jits initialisation and step with one set of shardings for the state.
-
-    Naming the shardings of the result, too, keeps the compiler from choosing others,
-    with which the second call would compile again.
-    """
-    abstract = jax.eval_shape(init)
-    rows = abstract.params["prototypes"].shape[0]
-    sharding.check_divisible("number of padded classes", rows, mesh)
-    shardings = sharding.state_shardings(mesh, abstract, class_axes)
-    return (
-        jax.jit(init, out_shardings=shardings),
-        jax.jit(
-            step,
-            donate_argnums=0 if donate else (),
-            out_shardings=(shardings, sharding.replicated(mesh)),
-        ),
     )
 
 
@@ -248,10 +223,24 @@ def _loss_fn(
         penalty_strength=h.penalty_strength,
         detach=h.detach,
         clamp=h.clamp,
+        interclass_filter=h.interclass_filter,
         prototype_norm=h.prototype_norm,
         loss_weight=h.loss_weight,
         divide_by_scale=h.divide_by_scale,
         chunk=h.chunk,
+        mesh=mesh,
+        class_axes=sharding.class_axes(c.mesh.classes),
+    )
+
+
+def _sampler(c: Config, num_classes: int, mesh: Mesh) -> sampling.Sampler | None:
+    if c.head.sample_rate == 1:
+        return None
+    return sampling.make_sampler(
+        c.head.sample_rate,
+        rows=classifier.padded_classes(num_classes, c.head.class_multiple),
+        num_classes=num_classes,
+        batch_size=c.train.batch_size,
         mesh=mesh,
         class_axes=sharding.class_axes(c.mesh.classes),
     )

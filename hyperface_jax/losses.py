@@ -67,11 +67,16 @@ def hyperspherical(
     context: MarginContext,
     detach: Detach = "cosine",
     clamp: Clamp = "exact",
+    interclass_filter: float = 0.0,
     prototype_norm: Prototypes = "project",
     loss_weight: Scalar = 1.0,
     divide_by_scale: bool = True,
 ) -> ClassLoss:
-    """The unified framework's loss; arguments of `hyperspherical_softmax`."""
+    """The unified framework's loss; arguments of `hyperspherical_softmax`.
+
+    And `interclass_filter`: other classes whose cosine is above it count as if it were
+    0, without a gradient: they may be the same person (InsightFace, .4; 0 is off).
+    """
     if not isinstance(margin, Margin):
         raise ValueError(f"margin is {margin!r}, expected a row of margins.MARGINS")
     if prototype_norm not in PROTOTYPES:
@@ -91,6 +96,9 @@ def hyperspherical(
         if prototype_norm == "differentiate":
             prototypes = geometry.l2_normalize(prototypes)
         cos = geometry.cosines(examples.vectors, prototypes)
+        plain_cos = cos
+        if interclass_filter:
+            cos = jnp.where(is_target | (cos <= interclass_filter), cos, 0)
         own = jnp.sum(jnp.where(is_target, cos, 0), axis=1, keepdims=True)
         if target_cos is not None:
             here = jnp.any(is_target, axis=1, keepdims=True)
@@ -105,7 +113,7 @@ def hyperspherical(
             detach=detach,
             clamp=clamp,
         )
-        return magnitude.rho(norms) * functions, cos
+        return magnitude.rho(norms) * functions, plain_cos
 
     def finish(examples, sums):
         cross_entropy = sums.cross_entropy()

@@ -5,7 +5,7 @@ would compute the same backbone. Prototypes are split by class over all devices;
 else is replicated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,6 +55,13 @@ def class_axes(where: str) -> tuple[str, ...]:
     return AXES if where == "all" else ("model",)
 
 
+def is_class_array(path: Any, leaf: Any) -> bool:
+    """Whether a leaf of a state is [classes, D]: prototypes, or state of their kind."""
+    return len(leaf.shape) == 2 and any(
+        getattr(entry, "key", None) == "prototypes" for entry in path
+    )
+
+
 def state_shardings(
     mesh: Mesh, abstract_state: Any, class_axes: tuple[str, ...] = AXES
 ) -> Any:
@@ -65,16 +72,39 @@ def state_shardings(
     """
 
     def of_leaf(path, leaf):
-        is_class_array = len(leaf.shape) == 2 and any(
-            getattr(entry, "key", None) == "prototypes" for entry in path
-        )
-        return NamedSharding(
-            mesh, PartitionSpec(class_axes if is_class_array else None)
-        )
+        axes = class_axes if is_class_array(path, leaf) else None
+        return NamedSharding(mesh, PartitionSpec(axes))
 
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: of_leaf(path, leaf) if len(leaf.shape) else replicated(mesh),
         abstract_state,
+    )
+
+
+def jit_on_mesh(
+    init: Callable[[], Any],
+    step: Callable[..., Any],
+    mesh: Mesh,
+    *,
+    class_axes: tuple[str, ...] = AXES,
+    donate: bool = True,
+) -> tuple[Callable[[], Any], Callable[..., Any]]:
+    """Jits initialisation and step with one set of shardings for the state.
+
+    Naming the shardings of the result, too, keeps the compiler from choosing others,
+    with which the second call would compile again.
+    """
+    abstract = jax.eval_shape(init)
+    rows = abstract.params["prototypes"].shape[0]
+    check_divisible("number of padded classes", rows, mesh)
+    shardings = state_shardings(mesh, abstract, class_axes)
+    return (
+        jax.jit(init, out_shardings=shardings),
+        jax.jit(
+            step,
+            donate_argnums=0 if donate else (),
+            out_shardings=(shardings, replicated(mesh)),
+        ),
     )
 
 

@@ -63,6 +63,7 @@ def evaluate(
     prototypes: Float[Array, "R D"],
     *,
     num_classes: int,
+    ids: Int[Array, " R"] | None = None,
     chunk: int = 0,
     mesh: Mesh | None = None,
     class_axes: tuple[str, ...] = AXES,
@@ -77,6 +78,8 @@ def evaluate(
       prototypes: [R, D], R >= num_classes; further rows are padding and take no part.
         On a mesh split by class over `class_axes`.
       num_classes: C.
+      ids: class of each row, rising on each device, where they are not all; split as
+        the prototypes are. Or None for 0, 1, 2, ...
       chunk: see `choose_chunk`; R or more is dense.
       mesh: of all devices, or None for one.
       class_axes: axes of the mesh that hold classes, "model" or both.
@@ -86,17 +89,17 @@ def evaluate(
     """
     check_shapes(embeddings, labels, prototypes)
 
-    def local(context, embeddings, labels, prototypes):
+    def local(context, embeddings, labels, prototypes, ids):
         loss = loss_of(context)
         own = loss.prepare(embeddings)
-        rows = ClassRows(jnp.zeros((), labels.dtype))
+        rows = ClassRows(jnp.zeros((), labels.dtype), ids)
         everyone, everyones_labels = own, labels
         if axes:
             everyone, everyones_labels = jax.lax.all_gather(
                 (own, labels), axes, tiled=True
             )
             first = jax.lax.axis_index(axes) * prototypes.shape[0]
-            rows = ClassRows(first.astype(labels.dtype))
+            rows = ClassRows(first.astype(labels.dtype), ids)
             # Here rather than by itself in the loop: its transpose adds up gradients.
             whole = tuple(axis for axis in AXES if axis not in axes)
             if whole:
@@ -115,14 +118,14 @@ def evaluate(
 
     axes = class_axes if mesh is not None and mesh.size > 1 else ()
     if not axes:
-        return local(context, embeddings, labels, prototypes)
+        return local(context, embeddings, labels, prototypes, ids)
     batch, classes = PartitionSpec(AXES), PartitionSpec(class_axes)
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(PartitionSpec(), batch, batch, classes),
+        in_specs=(PartitionSpec(), batch, batch, classes, classes),
         out_specs=batch,
-    )(context, embeddings, labels, prototypes)
+    )(context, embeddings, labels, prototypes, ids)
 
 
 class ClassRows(NamedTuple):

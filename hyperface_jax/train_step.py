@@ -10,6 +10,7 @@ import optax
 from hyperface_jax import geometry, optimizer, schedules
 from hyperface_jax.backbones import Backbone
 from hyperface_jax.classifier import LossFn
+from hyperface_jax.sampling import Sampler
 from hyperface_jax.train_state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -25,6 +26,7 @@ def make_train_step(
     learning_rate: schedules.Schedule,
     margin: schedules.Schedule,
     prototype_norm: str = "project",
+    sampler: Sampler | None = None,
     accumulate: int = 1,
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -38,6 +40,7 @@ def make_train_step(
       learning_rate: schedule, reported only (the optimizer has its own copy).
       margin: schedule, reported only (the loss has its own copy).
       prototype_norm: "project" puts the prototypes back on the sphere.
+      sampler: draws the classes that take part, or None for all.
       accumulate: the batch is cut into so many parts, one after the other; gradients
         are those of the whole batch, BatchNorm's statistics those of each part.
       ema_decay: decay a step of the moving average of the weights; 0 is off.
@@ -48,7 +51,7 @@ def make_train_step(
       scalars; "loss" is the weighted mean.
     """
 
-    def forward(params, batch_stats, part, step, key, total_weight):
+    def forward(params, batch_stats, part, step, key, total_weight, ids):
         augment_key, model_key = jax.random.split(key)
         embeddings, batch_stats = backbone.apply(
             params["backbone"],
@@ -58,45 +61,16 @@ def make_train_step(
             weight=part["weight"],
             key=model_key,
         )
-        losses, aux = loss_fn(embeddings, part["label"], params["prototypes"], step)
+        losses, aux = loss_fn(
+            embeddings, part["label"], params["prototypes"], step, ids
+        )
         loss = jnp.sum(losses * part["weight"]) / total_weight
         return loss, (batch_stats, _weighted_sums(aux, part["weight"]))
 
-    def gradients_of(state, batch, key):
-        total = jnp.maximum(jnp.sum(batch["weight"]), 1)
-        value_and_grad = jax.value_and_grad(forward, has_aux=True)
-        if accumulate == 1:
-            (loss, (stats, sums)), gradients = value_and_grad(
-                state.params, state.batch_stats, batch, state.step, key, total
-            )
-            return loss, stats, sums, gradients, total
-
-        def body(carry, part_and_key):
-            stats, sofar = carry
-            part, part_key = part_and_key
-            (loss, (stats, sums)), gradients = value_and_grad(
-                state.params, stats, part, state.step, part_key, total
-            )
-            return (stats, jax.tree.map(jnp.add, sofar, (loss, sums, gradients))), None
-
-        # Row i goes to part i mod accumulate: each device keeps its own rows.
-        parts = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch
+    def update(state, batch, key, ids=None):
+        loss, stats, sums, gradients, total = _gradients(
+            forward, state, batch, key, ids, accumulate
         )
-        keys = jax.random.split(key, accumulate)
-        first = jax.tree.map(lambda x: x[0], (parts, keys))
-        rest = jax.tree.map(lambda x: x[1:], (parts, keys))
-        (loss, (stats, sums)), gradients = value_and_grad(
-            state.params, state.batch_stats, first[0], state.step, first[1], total
-        )
-        (stats, (loss, sums, gradients)), _ = jax.lax.scan(
-            body, (stats, (loss, sums, gradients)), rest
-        )
-        return loss, stats, sums, gradients, total
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        loss, stats, sums, gradients, total = gradients_of(state, batch, key)
         norms = {part: optimizer.global_norm(g) for part, g in gradients.items()}
         params, opt_state = optimizer.update(
             tx, gradients, state.opt_state, state.params, prototype_norm=prototype_norm
@@ -118,7 +92,62 @@ def make_train_step(
         }
         return _latch(state, new, finite), metrics
 
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        if sampler is None:
+            return update(state, batch, key)
+        return _of_drawn_classes(update, sampler, state, batch, key)
+
     return train_step
+
+
+def _gradients(forward, state: TrainState, batch: Batch, key, ids, accumulate: int):
+    """Loss, new statistics, sums of metrics, gradients and total weight of a batch.
+
+    With `accumulate` parts: one after the other, each with the statistics of the last.
+    """
+    total = jnp.maximum(jnp.sum(batch["weight"]), 1)
+    value_and_grad = jax.value_and_grad(forward, has_aux=True)
+    if accumulate == 1:
+        (loss, (stats, sums)), gradients = value_and_grad(
+            state.params, state.batch_stats, batch, state.step, key, total, ids
+        )
+        return loss, stats, sums, gradients, total
+
+    def body(carry, part_and_key):
+        stats, sofar = carry
+        part, part_key = part_and_key
+        (loss, (stats, sums)), gradients = value_and_grad(
+            state.params, stats, part, state.step, part_key, total, ids
+        )
+        return (stats, jax.tree.map(jnp.add, sofar, (loss, sums, gradients))), None
+
+    # Row i goes to part i mod accumulate: each device keeps its own rows.
+    parts = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch
+    )
+    keys = jax.random.split(key, accumulate)
+    first = jax.tree.map(lambda x: x[0], (parts, keys))
+    rest = jax.tree.map(lambda x: x[1:], (parts, keys))
+    (loss, (stats, sums)), gradients = value_and_grad(
+        *(state.params, state.batch_stats, first[0], state.step, first[1]),
+        *(total, ids),
+    )
+    (stats, (loss, sums, gradients)), _ = jax.lax.scan(
+        body, (stats, (loss, sums, gradients)), rest
+    )
+    return loss, stats, sums, gradients, total
+
+
+def _of_drawn_classes(update, sampler: Sampler, state: TrainState, batch: Batch, key):
+    """The update of a state that holds the drawn classes only, put back into the whole.
+
+    The latch is inside: nothing passes over all rows of the classes.
+    """
+    key, draw_key = jax.random.split(key)
+    ids = sampler.draw(draw_key, batch["label"])
+    part, metrics = update(sampler.take(state, ids), batch, key, ids)
+    return sampler.put(state, ids, part), metrics
 
 
 def _weighted_sums(aux: dict[str, jax.Array], weight: jax.Array) -> dict[str, Any]:

@@ -19,6 +19,7 @@ ALLOWED = {
     "magnitudes": {"geometry"},
     "losses": {"geometry", "margins", "magnitudes", "class_sums"},
     "streaming": {"geometry", "class_sums", "losses", "sharding"},
+    "sampling": {"sharding"},
     "classifier": {
         "geometry",
         "losses",

@@ -10,7 +10,6 @@ import pytest
 from hyperface_jax import (
     augment,
     classifier,
-    experiment,
     optimizer,
     schedules,
     sharding,
@@ -82,7 +81,7 @@ def setup(
         seed=0,
         ema=ema_decay > 0,
     )
-    create, step = experiment.jit_on_mesh(
+    create, step = sharding.jit_on_mesh(
         init, step, mesh, class_axes=sharding.class_axes(classes), donate=False
     )
     return create(), step, mesh

@@ -96,6 +96,8 @@ def default_config() -> Config:
     c.head.loss_weight = 50.0  # lw
     c.head.divide_by_scale = True  # lw/s where there is an s
     c.head.annealing = False  # sphereface_2017: mix with plain cosine by λ(step)
+    c.head.sample_rate = 1.0  # share of the classes in a step (Partial FC); 1: all
+    c.head.interclass_filter = 0.0  # others above this cosine do not count; 0: off
     c.head.chunk = 0  # classes at a time; 0: all where their logits fit, else few
     c.head.class_multiple = 4096  # rows of the prototypes are padded to a multiple
 

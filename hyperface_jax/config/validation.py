@@ -74,6 +74,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "eval.jitter": (0, 0.2),
     "data.split_identities": (0, 1),
     "data.label_noise": (0, 1),
+    "head.interclass_filter": (0, 1),
 }
 
 _BELOW_ONE = (
@@ -121,6 +122,10 @@ def validate(config: Config) -> None:
         raise ValueError(
             f"train.steps is {config.train.steps} and train.epochs is "
             f"{config.train.epochs}, expected exactly one of them to be positive"
+        )
+    if not 0 < config.head.sample_rate <= 1:
+        raise ValueError(
+            f"head.sample_rate is {config.head.sample_rate}, expected 0 < rate <= 1"
         )
     if config.head.chunk < 0:
         raise ValueError(
