@@ -1,4 +1,4 @@
-"""The head alone: whole matrix, chunks, and PyTorch, in one run.
+"""The head alone: whole matrix, chunks, PyTorch, and a share of the classes.
 
     python benchmarks/head.py                      # on two cores: some minutes
     python benchmarks/head.py --batch 1024 --classes 93431 10000000 --time 93431
@@ -20,7 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hyperface_jax import classifier, schedules, streaming
+from hyperface_jax import (
+    classifier,
+    geometry,
+    optimizer,
+    sampling,
+    schedules,
+    streaming,
+)
 
 MARGIN, SCALE, LOSS_WEIGHT = 1.4, 60.0, 50.0
 
@@ -147,6 +154,77 @@ def time_table(classes: int, batch: int, dim: int, rounds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sampled_table(classes: int, rate: float, batch: int, dim: int, rounds: int) -> str:
+    """Loss, gradients and SGD with momentum on the prototypes; all classes or a share.
+
+    State is donated, as in training: one copy of prototypes and momentum.
+    """
+    rows = classifier.padded_classes(classes, 4096)
+    loss_fn = classifier.make_loss_fn(
+        "sphereface_r_v2",
+        num_classes=classes,
+        scale=SCALE,
+        margin=schedules.constant(MARGIN),
+        loss_weight=LOSS_WEIGHT,
+    )
+    part = optimizer.PartSettings()
+    tx = optimizer.make_optimizer(
+        "sgd", learning_rate=lambda step: 0.1, backbone=part, prototypes=part
+    )
+    sampler = sampling.make_sampler(
+        rate, rows=rows, num_classes=classes, batch_size=batch
+    )
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, batch).astype(np.int32)
+
+    def update(state, labels, ids=None):
+        params, opt_state = state
+
+        def mean(params):
+            x, w = params["backbone"], params["prototypes"]
+            return jnp.mean(loss_fn(x, labels, w, 0, ids)[0])
+
+        gradients = jax.grad(mean)(params)
+        return optimizer.update(
+            tx, gradients, opt_state, params, prototype_norm="project"
+        )
+
+    def of_drawn(state, labels, key):
+        ids = sampler.draw(key, labels)
+        return sampler.put(state, ids, update(sampler.take(state, ids), labels, ids))
+
+    exact = jax.jit(lambda state, labels, key: update(state, labels), donate_argnums=0)
+    share = jax.jit(of_drawn, donate_argnums=0)
+
+    def init(key):
+        embeddings, prototypes = jax.random.split(key)
+        x = jax.random.normal(embeddings, (batch, dim))
+        w = jax.random.normal(prototypes, (rows, dim))
+        params = {"backbone": x, "prototypes": geometry.l2_normalize(w)}
+        return params, tx.init(params)
+
+    seconds = {}
+    for name, step in (("all classes", exact), (f"rate {rate:g}", share)):
+        state = jax.jit(init)(jax.random.key(0))
+        times = []
+        for k in range(rounds + 1):
+            started = time.perf_counter()
+            state = jax.block_until_ready(step(state, labels, jax.random.key(k)))
+            times.append(time.perf_counter() - started)
+        seconds[name] = float(np.median(times[1:]))
+        del state
+    lines = [
+        f"Head with its update, C = {classes}, B = {batch}, D = {dim}, median of "
+        f"{rounds} steps:",
+        "",
+        "| classes in a step | ms | times as fast |",
+        "|---|---:|---:|",
+    ]
+    first = seconds["all classes"]
+    lines += [f"| {n} | {1e3 * s:.0f} | {first / s:.2f} |" for n, s in seconds.items()]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=512)
@@ -155,13 +233,17 @@ def main() -> None:
         "--classes", type=int, nargs="+", default=[131072, 1048576, 4194304]
     )
     parser.add_argument("--time", type=int, nargs="*", default=[131072])
+    parser.add_argument("--sample", type=int, nargs="*", default=[1048576])
+    parser.add_argument("--rate", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=7)
     a = parser.parse_args()
     device = jax.devices()[0]
     print(f"{device.device_kind}, jax {jax.__version__}\n")
     print(memory_table(a.classes, a.batch, a.dim))
     for classes in a.time:
-        print(time_table(classes, a.batch, a.dim, a.rounds))
+        print(time_table(classes, a.batch, a.dim, a.rounds), flush=True)
+    for classes in a.sample:
+        print(sampled_table(classes, a.rate, a.batch, a.dim, min(a.rounds, 3)))
 
 
 if __name__ == "__main__":

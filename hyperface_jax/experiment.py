@@ -132,6 +132,8 @@ def open_data(config: Config) -> tuple[FaceSet, tuple[EvaluationSet, ...]]:
 
 def create_experiment(config: Config) -> Experiment:
     """Builds everything that a validated config names; allocates no parameters."""
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_divisible("train.batch_size", config.train.batch_size, mesh)
     sharding.check_divisible(

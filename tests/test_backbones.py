@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hyperface_jax import sharding
 from hyperface_jax.backbones import BACKBONES, create_backbone
 from hyperface_jax.backbones.layers import (
     BatchNorm,
@@ -290,6 +291,77 @@ def test_batch_norm_far_from_zero(rng):
     y, _ = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
     expected, _, _ = batch_norm_reference(x, np.ones(64), variables)
     np.testing.assert_allclose(y, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("unreadable", [[], [1], [3, 4, 5]])
+def test_batch_norm_of_groups_is_that_of_separate_devices(rng, unreadable):
+    """Outputs of each part alone; running values: the mean of what the parts keep."""
+    x = (3 + 2 * rng.standard_normal((6, 4, 4, 3))).astype(np.float32)
+    weight = np.ones(6, np.float32)
+    weight[unreadable] = 0
+    variables = batch_norm_variables(rng, 3)
+
+    def run(module, rows):
+        return module.apply(
+            variables,
+            x[rows],
+            train=True,
+            weight=jnp.asarray(weight[rows]),
+            mutable=["batch_stats"],
+        )
+
+    y, changed = run(BatchNorm(group=3), slice(0, 6))
+    parts = [run(BatchNorm(), slice(0, 3)), run(BatchNorm(), slice(3, 6))]
+    np.testing.assert_allclose(
+        y, np.concatenate([part for part, _ in parts]), rtol=1e-5, atol=1e-5
+    )
+    kept = [part["batch_stats"] for _, part in parts[: 1 if 5 in unreadable else 2]]
+    for name in ("mean", "var"):
+        want = np.mean([stats[name] for stats in kept], axis=0)
+        np.testing.assert_allclose(changed["batch_stats"][name], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sfnet10_bn", "iresnet18"])
+def test_a_network_of_groups_is_two_networks(rng, name):
+    """Every BatchNorm of a network follows the choice."""
+    images = jnp.asarray(rng.uniform(-1, 1, (8, 32, 32, 3)), jnp.float32)
+    whole = create_backbone(name, width=4, embedding_dim=8, batch_norm_group=4)
+    half = create_backbone(name, width=4, embedding_dim=8)
+    params, stats = half.init(KEY, 32)
+    got, _ = jax.jit(lambda x: whole.apply(params, stats, x, train=True))(images)
+    alone = jax.jit(lambda x: half.apply(params, stats, x, train=True))
+    want = jnp.concatenate([alone(images[:4])[0], alone(images[4:])[0]])
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+    together, _ = alone(images)
+    assert np.abs(together - want).max() > 0.01
+
+
+@pytest.mark.parametrize(("group", "travels"), [(0, True), (4, False), (2, False)])
+def test_statistics_of_groups_within_a_device_do_not_travel(group, travels):
+    """Global statistics cost an all-reduce a layer; those of a device's rows none."""
+    backbone = create_backbone(
+        "sfnet10_bn", width=4, embedding_dim=8, batch_norm_group=group
+    )
+    mesh = sharding.make_mesh(1, jax.devices()[:4])
+    params, stats = jax.eval_shape(lambda: backbone.init(KEY, 32))
+    images = jax.ShapeDtypeStruct(
+        (16, 32, 32, 3), jnp.float32, sharding=sharding.batch_sharding(mesh)
+    )
+
+    def embed(params, stats, x):
+        return backbone.apply(params, stats, x, train=True)[0]
+
+    program = jax.jit(embed, out_shardings=sharding.batch_sharding(mesh))
+    text = program.lower(params, stats, images).compile().as_text()
+    assert ("all-reduce" in text) == travels
+
+
+def test_a_group_that_does_not_divide_the_batch(rng):
+    variables = batch_norm_variables(rng, 3)
+    with pytest.raises(ValueError, match="group is 4, expected a divisor of the 6"):
+        BatchNorm(group=4).apply(
+            variables, jnp.zeros((6, 3)), train=True, mutable=["batch_stats"]
+        )
 
 
 def test_batch_norm_refuses_a_single_value():

@@ -188,6 +188,7 @@ def create_backbone(
     dtype: str = "float32",
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    batch_norm_group: int = 0,
 ) -> Backbone:
     """Looks up a network of `BACKBONES` and sets its size.
 
@@ -201,6 +202,8 @@ def create_backbone(
       dropout: rate in [0, 1) before the Linear.
       drop_path: stochastic-depth rate in [0, 1) of the last residual block, growing
         linearly from 0 at the first.
+      batch_norm_group: BatchNorm's statistics are those of so many images in a row, as
+        in PyTorch on devices of that batch; 0 takes the whole batch.
     """
     if name not in BACKBONES:
         raise ValueError(
@@ -220,6 +223,7 @@ def create_backbone(
         dtype=jnp.dtype(dtype),
         dropout=dropout,
         drop_path=drop_path,
+        batch_norm_group=batch_norm_group,
     )
     return Backbone(
         name=name,

@@ -34,11 +34,13 @@ class _Block(nn.Module):
     features: int
     stride: int
     drop_path: float
+    group: int
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, weight: Array | None) -> Array:
         def norm(name: str, y: Array) -> Array:
-            return BatchNorm(name=name)(y, train=train, weight=weight)
+            batch_norm = BatchNorm(group=self.group, name=name)
+            return batch_norm(y, train=train, weight=weight)
 
         branch = norm("bn1", x)
         branch = norm("bn2", _conv(self.features, name="conv1")(branch))
@@ -62,6 +64,7 @@ class IResNet(nn.Module):
       dtype: of the computation up to the Linear; parameters are float32.
       dropout: rate on the flattened features before the Linear.
       drop_path: stochastic-depth rate of the last block.
+      batch_norm_group: see `layers.BatchNorm`.
     """
 
     blocks: tuple[int, int, int, int]
@@ -70,6 +73,7 @@ class IResNet(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
     dropout: float = 0.0
     drop_path: float = 0.0
+    batch_norm_group: int = 0
 
     frozen: ClassVar[tuple[tuple[str, ...], ...]] = (("features", "scale"),)
 
@@ -84,7 +88,8 @@ class IResNet(nn.Module):
         """See `Backbone.apply`."""
         rates = iter(drop_path_rates(self.drop_path, sum(self.blocks)))
         x = _conv(self.width, name="conv1")(images.astype(self.dtype))
-        x = BatchNorm(name="bn1")(x, train=train, weight=weight)
+        norm = partial(BatchNorm, group=self.batch_norm_group)
+        x = norm(name="bn1")(x, train=train, weight=weight)
         x = PReLU(name="prelu")(x)
         for stage, blocks in enumerate(self.blocks):
             for i in range(blocks):
@@ -92,17 +97,16 @@ class IResNet(nn.Module):
                     self.width * 2**stage,
                     stride=1 if i else 2,
                     drop_path=next(rates),
+                    group=self.batch_norm_group,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train=train, weight=weight)
 
-        x = BatchNorm(name="bn2")(x, train=train, weight=weight)
+        x = norm(name="bn2")(x, train=train, weight=weight)
         x = x.reshape(x.shape[0], -1)  # order H, W, C
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = linear(self.embedding_dim, x.shape[-1], name="fc")(x)
         # A free scale here would compete with the magnitude function and its s.
-        return BatchNorm(frozen_scale=True, name="features")(
-            x, train=train, weight=weight
-        )
+        return norm(frozen_scale=True, name="features")(x, train=train, weight=weight)
 
 
 IResNet18 = partial(IResNet, blocks=(2, 2, 2, 2))

@@ -41,7 +41,8 @@ class BatchNorm(nn.Module):
 
     Normalises with the biased variance and keeps the unbiased one, as PyTorch does.
     Statistics and arithmetic are float32, the result has the dtype of the input. Under
-    jit the statistics are those of the global batch, however it is sharded.
+    jit the statistics are those of the global batch, however it is sharded, or of each
+    `group` images in a row: then the running values follow the groups' mean.
 
     Params `scale`, `bias` [C]; variables `mean`, `var` [C] in "batch_stats".
 
@@ -52,6 +53,7 @@ class BatchNorm(nn.Module):
       use_bias: learn an offset a channel.
       scale_init: initialiser of the factor.
       frozen_scale: the factor is a parameter, but gets no gradient.
+      group: images that share their statistics; 0 is the whole batch.
     """
 
     momentum: float = 0.9
@@ -60,6 +62,7 @@ class BatchNorm(nn.Module):
     use_bias: bool = True
     scale_init: Initializer = nn.initializers.ones
     frozen_scale: bool = False
+    group: int = 0
 
     @nn.compact
     def __call__(
@@ -80,27 +83,59 @@ class BatchNorm(nn.Module):
         shape = (x.shape[-1],)
         mean_of = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var_of = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        mean, var = mean_of.value, var_of.value
+        mean, var = mean_of.value[None], var_of.value[None]  # [G, C]
         if train:
-            mean, var, count = batch_moments(x, weight, shift=mean)
+            mean, var, count = group_moments(x, weight, mean_of.value, self.group)
             if not self.is_initializing():
-                keep = jnp.where(count > 0, self.momentum, 1.0)
-                unbiased = var * (count / jnp.maximum(count - 1, 1))
-                mean_of.value = keep * mean_of.value + (1 - keep) * mean
-                var_of.value = keep * var_of.value + (1 - keep) * unbiased
+                present = (count > 0).astype(jnp.float32)
+                share = (present / jnp.maximum(jnp.sum(present), 1))[:, None]
+                keep = jnp.where(jnp.any(count > 0), self.momentum, 1.0)
+                unbiased = var * (count / jnp.maximum(count - 1, 1))[:, None]
+                for kept, new in ((mean_of, mean), (var_of, unbiased)):
+                    of_all = jnp.sum(share * new, axis=0)
+                    kept.value = keep * kept.value + (1 - keep) * of_all
 
         factor = jax.lax.rsqrt(var + self.epsilon)
         if self.use_scale:
             scale = self.param("scale", self.scale_init, shape, jnp.float32)
-            factor = factor * (
-                jax.lax.stop_gradient(scale) if self.frozen_scale else scale
-            )
-        y = x.astype(jnp.float32) - _per_channel(mean, x.ndim)
-        y = y * _per_channel(factor, x.ndim)
+            scale = jax.lax.stop_gradient(scale) if self.frozen_scale else scale
+            factor = factor * scale[None]
+        y = x.astype(jnp.float32) - _per_row(mean, x)
+        y = y * _per_row(factor, x)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
             y = y + _per_channel(bias, x.ndim)
         return y.astype(x.dtype)
+
+
+def _per_row(values: Array, x: Array) -> Array:
+    """[G, C] of G groups of rows -> what broadcasts to x [B, ..., C]."""
+    if len(values) == 1:
+        return _per_channel(values, x.ndim)
+    rows = jnp.repeat(values, len(x) // len(values), axis=0)
+    return rows.reshape((len(x),) + (1,) * (x.ndim - 2) + (-1,))
+
+
+def group_moments(
+    x: Float[Array, "B ... C"],
+    weight: Float[Array, " B"] | None,
+    shift: Float[Array, " C"],
+    group: int,
+) -> tuple[Float[Array, "G C"], Float[Array, "G C"], Float[Array, " G"]]:
+    """`batch_moments` of each `group` rows, or of all of them (G = 1) where it is 0."""
+    if group == 0 or group == len(x):
+        return jax.tree.map(lambda a: a[None], batch_moments(x, weight, shift))
+    if group < 0 or len(x) % group:
+        raise ValueError(
+            f"BatchNorm's group is {group}, expected a divisor of the {len(x)} images "
+            "that are computed at once"
+        )
+    parts = x.reshape(-1, group, *x.shape[1:])
+    if weight is None:
+        return jax.vmap(lambda part: batch_moments(part, None, shift))(parts)
+    return jax.vmap(lambda part, w: batch_moments(part, w, shift))(
+        parts, weight.reshape(-1, group)
+    )
 
 
 def batch_moments(

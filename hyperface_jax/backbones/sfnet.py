@@ -32,6 +32,7 @@ class _ConvBlock(nn.Module):
     features: int
     norm: bool
     kernel_init: Initializer
+    group: int
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, weight: Array | None) -> Array:
@@ -43,7 +44,8 @@ class _ConvBlock(nn.Module):
             name="conv1",
         )(x)
         if self.norm:
-            x = BatchNorm(name="bn1")(x, train=train, weight=weight)
+            batch_norm = BatchNorm(group=self.group, name="bn1")
+            x = batch_norm(x, train=train, weight=weight)
         return nn.relu(x)
 
 
@@ -55,6 +57,7 @@ class _ResidualBlock(nn.Module):
     older_layout: bool
     kernel_init: Initializer
     drop_path: float
+    group: int
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, weight: Array | None) -> Array:
@@ -64,12 +67,13 @@ class _ResidualBlock(nn.Module):
             use_bias=not self.norm,
             kernel_init=self.kernel_init,
         )
+        norm = partial(BatchNorm, group=self.group)
         branch = conv(name="conv1")(x)
         if self.norm:
-            branch = BatchNorm(name="bn1")(branch, train=train, weight=weight)
+            branch = norm(name="bn1")(branch, train=train, weight=weight)
         branch = conv(name="conv2")(nn.relu(branch))
         if self.norm:
-            branch = BatchNorm(name="bn2")(branch, train=train, weight=weight)
+            branch = norm(name="bn2")(branch, train=train, weight=weight)
         drop_path = DropPath(self.drop_path)
         if self.older_layout:
             return x + drop_path(nn.relu(branch), train=train)
@@ -89,6 +93,7 @@ class SFNet(nn.Module):
       dtype: of the computation up to the Linear; parameters are float32.
       dropout: rate on the flattened features before the Linear.
       drop_path: stochastic-depth rate of the last residual block.
+      batch_norm_group: see `layers.BatchNorm`.
     """
 
     blocks: tuple[int, int, int, int]
@@ -99,6 +104,7 @@ class SFNet(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
     dropout: float = 0.0
     drop_path: float = 0.0
+    batch_norm_group: int = 0
 
     frozen: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
@@ -119,9 +125,13 @@ class SFNet(nn.Module):
         for stage, blocks in enumerate(self.blocks):
             features = self.width * 2**stage
             layer = f"layer{stage + 1}"
-            x = _ConvBlock(features, self.norm, kernel_init, name=f"{layer}_0")(
-                x, train=train, weight=weight
-            )
+            x = _ConvBlock(
+                features,
+                self.norm,
+                kernel_init,
+                self.batch_norm_group,
+                name=f"{layer}_0",
+            )(x, train=train, weight=weight)
             for i in range(blocks):
                 x = _ResidualBlock(
                     features,
@@ -129,6 +139,7 @@ class SFNet(nn.Module):
                     self.older_layout,
                     kernel_init,
                     next(rates),
+                    self.batch_norm_group,
                     name=f"{layer}_{i + 1}",
                 )(x, train=train, weight=weight)
 
@@ -136,7 +147,8 @@ class SFNet(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = linear(self.embedding_dim, x.shape[-1], name="fc")(x)
         if self.norm:
-            x = BatchNorm(name="features")(x, train=train, weight=weight)
+            batch_norm = BatchNorm(group=self.batch_norm_group, name="features")
+            x = batch_norm(x, train=train, weight=weight)
         return x
 
 

@@ -36,6 +36,7 @@ def default_config() -> Config:
     """SphereFace-R v2 with hard feature normalisation on synth_faces; unlocked."""
     c: Config = section()
     c.seed = 0  # of initialisation, order of the data, augmentation and dropout
+    c.compilation_cache = ""  # folder that keeps compiled programs; "": none
 
     c.data = section()
     c.data.name = "synth_faces"  # see datasets.DATASETS
@@ -75,6 +76,7 @@ def default_config() -> Config:
     c.backbone.dtype = "float32"  # of computation: float32 | bfloat16
     c.backbone.dropout = 0.0  # before the embedding
     c.backbone.drop_path = 0.0  # stochastic depth, of the last block
+    c.backbone.batch_norm_group = 0  # images that share statistics; 0: the batch
 
     c.head = section()
     c.head.loss = "sphereface_r_v2"  # see classifier.LOSSES

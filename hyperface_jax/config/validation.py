@@ -123,6 +123,13 @@ def validate(config: Config) -> None:
             f"train.steps is {config.train.steps} and train.epochs is "
             f"{config.train.epochs}, expected exactly one of them to be positive"
         )
+    group = config.backbone.batch_norm_group
+    at_once = config.train.batch_size // config.train.accumulate
+    if group < 0 or (group and at_once % group):
+        raise ValueError(
+            f"backbone.batch_norm_group is {group}, expected 0 or a divisor of the "
+            f"{at_once} images that are computed at once"
+        )
     if not 0 < config.head.sample_rate <= 1:
         raise ValueError(
             f"head.sample_rate is {config.head.sample_rate}, expected 0 < rate <= 1"
