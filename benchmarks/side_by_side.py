@@ -46,7 +46,7 @@ from hyperface_jax.evaluation.embedded import Embedded, Options
 from hyperface_jax.metric_writer import create_metric_writer
 
 TUNED_ON, TESTED_ON = 8, (1, 2, 3, 4, 5, 6, 7)
-FACTORS = (2.3, 1.2)  # of the smallest scale that can separate the classes
+FACTORS = (2.3, 1.2, 0.7)  # of the smallest scale that can separate the classes
 STRANGERS, MOST_OF_ONE = 2000, 8
 
 
