@@ -54,6 +54,6 @@ def test_the_readmes_code_runs_as_printed():
 def test_wrong_shapes_are_named(shapes, message):
     x, y, w = (jnp.zeros(s, int if k == 1 else float) for k, s in enumerate(shapes))
     with pytest.raises(ValueError, match=message):
-        losses._check_shapes(x, y, w)
+        losses.check_shapes(x, y, w)
     with pytest.raises(ValueError, match="labels are float32, expected integers"):
-        losses._check_shapes(jnp.zeros((8, 16)), jnp.zeros(8), jnp.zeros((10, 16)))
+        losses.check_shapes(jnp.zeros((8, 16)), jnp.zeros(8), jnp.zeros((10, 16)))
