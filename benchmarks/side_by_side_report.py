@@ -1,0 +1,225 @@
+"""Tables of `side_by_side.py`: settings, losses beside each other, ablations.
+
+    python benchmarks/side_by_side_report.py --out side [--lbp runs/lfw]
+
+Only folds that all losses have finished are compared, and only losses that have run.
+Differences to the best baseline (by accuracy on these very folds, which favours it) are
+paired, with intervals from a bootstrap over people: a person drawn twice counts twice
+in genuine pairs, and a pair of two people counts the product. `--lbp` names the folder
+of `lfw_classical.py`, for the sum of everything.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from side_by_side import LOSSES, TESTED_ON, TUNED_ON, Run, ablations, best_of, tests
+
+from hyperface_jax.evaluation import verification
+
+OURS = "SphereFace-R"
+MEASURES = {
+    "accuracy": "accuracy",
+    "tar@far=1e-2": "TAR@FAR=1e-2",
+    "tar@far=1e-3": "TAR@FAR=1e-3",
+    "eer": "EER",
+    "rank1": "rank-1 of 2 000+",
+}
+
+
+def facts_of(out: Path, run: Run) -> dict | None:
+    path = out / f"{run.key}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def arrays_of(out: Path, run: Run) -> dict[str, np.ndarray]:
+    with np.load(out / f"{run.key}.npz") as arrays:
+        return dict(arrays)
+
+
+def tuning_table(out: Path) -> list[str]:
+    """Everything that was tried, and what was chosen."""
+    lines = [
+        f"Area under the ROC on fold {TUNED_ON}; chosen in bold:",
+        "",
+        "| loss | m (scale factor, s): area |",
+        "|---|---|",
+    ]
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    for loss in LOSSES:
+        best = best_of(out, loss)
+        cells = []
+        for row in found:
+            plain = row["detach"] == "cosine" and row["strength"] == 0.01
+            if row["name"] != loss.name or row["fold"] != TUNED_ON or not plain:
+                continue
+            cell = f"{row['margin']:g}"
+            if loss.scaled:
+                cell += f" (x{row['factor']:g}, {row['scale']:g})"
+            cell += f": {row['measures'].get('auc', 0):.4f}"
+            chosen = best is not None and (best.margin, best.factor) == (
+                row["margin"],
+                row["factor"],
+            )
+            cells.append(f"**{cell}**" if chosen else cell)
+        if cells:
+            lines.append(f"| {loss.name} | {'; '.join(cells)} |")
+    return lines
+
+
+def finished(out: Path) -> tuple[dict[str, dict[int, Run]], list[int]]:
+    """{loss: {fold: run}} of the folds that every loss has finished."""
+    runs: dict[str, dict[int, Run]] = {}
+    for run in tests(out, TESTED_ON):
+        facts = facts_of(out, run)
+        if facts and "diverged" not in facts["measures"]:
+            runs.setdefault(run.loss.name, {})[run.fold] = run
+    folds = sorted(set.intersection(*(set(r) for r in runs.values()))) if runs else []
+    return runs, folds
+
+
+def accuracy_differences(
+    ours: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]], draws: int
+) -> tuple[float, float, float]:
+    """Mean over folds of ours minus theirs, and its 95 % interval over people."""
+    rng = np.random.default_rng(0)
+    values = np.zeros(draws + 1)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a["first"], b["first"])
+        ends = np.stack([a["first"], a["second"]])
+        people, ends = np.unique(ends, return_inverse=True)
+        gain = a["right"].astype(float) - b["right"]
+        times = rng.multinomial(
+            len(people), np.full(len(people), 1 / len(people)), draws
+        )
+        times = np.vstack([np.ones(len(people), int), times])
+        weight = times[:, ends[0]] * np.where(a["is_genuine"], 1, times[:, ends[1]])
+        values += (weight @ gain) / weight.sum(axis=1) / len(ours)
+    low, high = np.quantile(values[1:], (0.025, 0.975))
+    return float(values[0]), float(low), float(high)
+
+
+def loss_table(out: Path, runs, folds: list[int], draws: int) -> list[str]:
+    """The losses beside each other, and their differences to the best baseline."""
+    rows = {name: [facts_of(out, of[k]) for k in folds] for name, of in runs.items()}
+    arrays = {name: [arrays_of(out, of[k]) for k in folds] for name, of in runs.items()}
+    mean = {
+        name: {m: np.mean([r["measures"][m] for r in found]) for m in MEASURES}
+        for name, found in rows.items()
+    }
+    baselines = [name for name in mean if not name.startswith(OURS)]
+    best = max(baselines, key=lambda name: mean[name]["accuracy"])
+    lines = [
+        f"Folds {', '.join(map(str, folds))} (means, ± standard error over folds):",
+        "",
+        f"| loss | m | s | {' | '.join(MEASURES.values())} | accuracy minus {best} |",
+        "|---|---:|---:|" + "---:|" * (len(MEASURES) + 1),
+    ]
+    for name, found in rows.items():
+        accuracies = [r["measures"]["accuracy"] for r in found]
+        error = np.std(accuracies, ddof=1) / len(folds) ** 0.5 if len(folds) > 1 else 0
+        cells = [f"{mean[name]['accuracy']:.4f} ± {error:.4f}"]
+        cells += [f"{mean[name][m]:.4f}" for m in list(MEASURES)[1:]]
+        low_high = ""
+        if name != best:
+            value, low, high = accuracy_differences(arrays[name], arrays[best], draws)
+            verdict = "higher" if low > 0 else "lower" if high < 0 else "level"
+            low_high = (
+                f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {verdict}"
+            )
+        scale = "" if name.endswith("NFN") or name == "softmax" else found[0]["scale"]
+        margin = f"{found[0]['margin']:g}" if found[0]["margin"] else ""
+        lines.append(
+            f"| {name} | {margin} | {scale} | {' | '.join(cells)} | {low_high} |"
+        )
+    return lines
+
+
+def sum_rows(out: Path, runs, folds: list[int], lbp: Path | None) -> list[str]:
+    """Accuracy of the sum of all losses' cosines, and with LBP beside them."""
+    found: dict[str, list[float]] = {}
+    for k in folds:
+        parts = [arrays_of(out, of[k]) for of in runs.values()]
+        first = parts[0]
+        dev, test = (
+            np.mean([part[name] for part in parts], axis=0)
+            for name in ("dev_scores", "scores")
+        )
+        systems = {"all losses, summed": (dev, test)}
+        if lbp is not None and (lbp / f"lbp_fold{k}.npz").exists():
+            with np.load(lbp / f"lbp_fold{k}.npz") as other:
+                np.testing.assert_array_equal(
+                    other["dev_genuine"], first["dev_is_genuine"]
+                )
+                # Each in units of its spread among the held-out pairs.
+                systems["the same and LBP + PCA + Joint Bayesian"] = tuple(
+                    x / dev.std() + y / other["dev"].std()
+                    for x, y in ((dev, other["dev"]), (test, other["test"]))
+                )
+        for name, (own_dev, own_test) in systems.items():
+            threshold = verification.choose_threshold(own_dev, first["dev_is_genuine"])
+            found.setdefault(name, []).append(
+                verification.accuracy_at_threshold(
+                    own_test, first["is_genuine"], threshold
+                )
+            )
+    lines = ["| sum | accuracy, held-out threshold |", "|---|---:|"]
+    for name, values in found.items():
+        error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
+        lines.append(f"| {name} | {np.mean(values):.4f} ± {error:.4f} |")
+    return lines
+
+
+def ablation_table(out: Path) -> list[str]:
+    """One run each on fold 8, beside the chosen setting: a hint, not a result."""
+    lines = [
+        f"Ablations on fold {TUNED_ON}, one run each:",
+        "",
+        "| loss | change | area | accuracy |",
+        "|---|---|---:|---:|",
+    ]
+    for run in ablations(out):
+        facts = facts_of(out, run)
+        if facts is None:
+            continue
+        change = (
+            "whole gradient"
+            if run.detach == "none"
+            else f"t = {run.strength:g}, not .01"
+        )
+        best = best_of(out, run.loss)
+        base = facts_of(out, best) if best else None
+        for what, row in (("as chosen", base), (change, facts)):
+            if row is not None:
+                m = row["measures"]
+                cells = (
+                    "diverged |"
+                    if "diverged" in m
+                    else f"{m['auc']:.4f} | {m['accuracy']:.4f}"
+                )
+                lines.append(f"| {run.loss.name} | {what} | {cells} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lbp", type=Path, help="folder of lfw_classical.py")
+    parser.add_argument("--draws", type=int, default=2000)
+    a = parser.parse_args()
+    parts = [tuning_table(a.out)]
+    runs, folds = finished(a.out)
+    if folds:
+        parts += [
+            loss_table(a.out, runs, folds, a.draws),
+            sum_rows(a.out, runs, folds, a.lbp),
+        ]
+    parts.append(ablation_table(a.out))
+    text = "\n".join("\n".join([*part, ""]) for part in parts)
+    (a.out / "side_by_side.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
