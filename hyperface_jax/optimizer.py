@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hyperface_jax import geometry
+from hyperface_jax import geometry, low_precision
 
 OPTIMIZERS = ("sgd", "adamw")
 DECAY_MASKS = ("all", "matrices")
+MOMENTUM_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class PartSettings:
       decay_mask: "all" parameters as the official code does, or "matrices": arrays
         of two or more dimensions only (no BatchNorm, bias or PReLU slope).
       clip_norm: largest global norm of this part's gradient; 0 is off.
+      momentum_dtype: "float32", or "bfloat16" with stochastic rounding (sgd only):
+        half of the memory of the momentum.
     """
 
     learning_rate_factor: float = 1.0
     weight_decay: float = 5e-4
     decay_mask: str = "all"
     clip_norm: float = 0.0
+    momentum_dtype: str = "float32"
 
 
 def make_optimizer(
@@ -69,8 +73,15 @@ def make_optimizer(
         decay = optax.add_decayed_weights(
             settings.weight_decay, _decay_mask(settings.decay_mask, frozen)
         )
+        if settings.momentum_dtype not in MOMENTUM_DTYPES:
+            raise ValueError(
+                f"momentum_dtype is {settings.momentum_dtype!r}, expected one of "
+                f"{MOMENTUM_DTYPES}"
+            )
         if name == "sgd":
-            rule = [decay, optax.trace(momentum, nesterov)]
+            half = settings.momentum_dtype == "bfloat16"
+            trace = low_precision.bfloat16_trace if half else optax.trace
+            rule = [decay, trace(momentum, nesterov)]
         else:
             rule = [optax.scale_by_adam(momentum, b2, nesterov=nesterov), decay]
         clip = (

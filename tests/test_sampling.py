@@ -25,8 +25,6 @@ from hyperface_jax import (
     train_step,
 )
 
-pytestmark = pytest.mark.core
-
 ROWS, CLASSES, BATCH, DIM = 64, 57, 8, 6
 MESHES = [(None, "all"), (1, "all"), (2, "all"), (4, "model"), (2, "model")]
 
@@ -79,6 +77,7 @@ def test_the_draw_is_a_function_of_the_key():
     assert (first != other).any()
 
 
+@pytest.mark.core
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("chunk", [0, 4])
 @pytest.mark.parametrize(("model", "classes"), MESHES)

@@ -115,6 +115,7 @@ def default_config() -> Config:
         c.optimizer[part].weight_decay = 5e-4
         c.optimizer[part].decay_mask = "all"  # all (official) | matrices
         c.optimizer[part].clip_norm = 0.0  # of this part; 0: off
+        c.optimizer[part].momentum_dtype = "float32"  # sgd: float32 | bfloat16
 
     c.learning_rate = section()
     c.learning_rate.schedule = "multistep"  # multistep | cosine | polynomial | constant

@@ -38,6 +38,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "mesh.classes": sharding.CLASSES,
     "optimizer.name": optimizer.OPTIMIZERS,
     "optimizer.backbone.decay_mask": optimizer.DECAY_MASKS,
+    "optimizer.backbone.momentum_dtype": optimizer.MOMENTUM_DTYPES,
+    "optimizer.prototypes.momentum_dtype": optimizer.MOMENTUM_DTYPES,
     "optimizer.prototypes.decay_mask": optimizer.DECAY_MASKS,
     "learning_rate.schedule": schedules.LEARNING_RATES,
 }
