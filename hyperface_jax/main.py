@@ -22,7 +22,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File in configs/, with an optional :argument.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "plan"], "What to do.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of host 0; default: of SLURM or Cloud TPU, if any."
 )
@@ -84,8 +84,18 @@ def main(argv: list[str]) -> None:
 
 def _dispatch() -> None:
     from hyperface_jax import config as config_lib
-    from hyperface_jax import run_evaluation, train
+    from hyperface_jax import experiment, run_evaluation, train
 
+    if _MODE.value == "plan":
+        from hyperface_jax import plan
+
+        if _CONFIG.value is None:
+            raise ValueError("--config is missing, expected a file as configs/sfr.py")
+        config_lib.validate(_CONFIG.value)
+        sys.stdout.write(
+            plan.report(experiment.create_experiment(_CONFIG.value)) + "\n"
+        )
+        return
     if not _WORKDIR.value:
         raise ValueError("--workdir is missing, expected a folder for the run")
     if _MODE.value == "eval":

@@ -27,7 +27,8 @@ CHUNK_ELEMENTS = 1 << 22
 DENSE_BYTES = 2 << 30
 """The whole matrix is kept where its (about six) copies need no more than this."""
 
-_DENSE_COPIES = 6
+DENSE_COPIES = 6
+"""Of the matrix of logits, at the worst moment of the backward pass."""
 
 
 def choose_chunk(batch: int, rows: int, chunk: int = 0) -> int:
@@ -44,7 +45,7 @@ def choose_chunk(batch: int, rows: int, chunk: int = 0) -> int:
     if chunk < 0:
         raise ValueError(f"head.chunk is {chunk}, expected 0 (automatic) or more")
     if not chunk:
-        if _DENSE_COPIES * 4 * batch * rows <= DENSE_BYTES:
+        if DENSE_COPIES * 4 * batch * rows <= DENSE_BYTES:
             return rows
         chunk = max(CHUNK_ELEMENTS // batch, 1)
     return max(d for d in _divisors(rows) if d <= max(min(chunk, rows), 1))

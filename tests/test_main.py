@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import toy
 from conftest import ROOT
 
 
@@ -87,3 +88,14 @@ def test_wrong_paths_are_one_line(arguments, message):
     assert found.returncode == 1
     assert found.stderr.strip().splitlines()[-1].startswith(message)
     assert "Traceback" not in found.stderr
+
+
+def test_a_plan_needs_no_workdir_and_leaves_nothing(tmp_path):
+    toy.write_folder(tmp_path / "images", people=4)
+    path, keys = f"--config.data.path={tmp_path / 'images'}", "--config.data.name=faces"
+    found = run("--config=configs/sfr.py", "--mode=plan", path, keys)
+    assert found.returncode == 0, found.stderr
+    assert "4 people, 16 images" in found.stdout
+    assert "memory of a device" in found.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
+    assert "--config is missing" in run("--mode=plan").stderr

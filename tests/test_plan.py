@@ -1,0 +1,107 @@
+"""The plan: counts against published ones, memory against the compiled step."""
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from hyperface_jax import backbones, experiment, plan, sharding
+from hyperface_jax import config as config_lib
+
+
+def run_of(tmp_path, **keys):
+    if not (tmp_path / "images").exists():
+        toy.write_folder(tmp_path / "images", people=6, images=4, size=64)
+    c = config_lib.default_config()
+    c.data.name, c.data.path = "faces", str(tmp_path / "images")
+    c.data.image_size, c.backbone.width, c.backbone.embedding_dim = 64, 16, 32
+    c.train.batch_size, c.train.steps, c.head.class_multiple = 16, 10, 64
+    for key, value in keys.items():
+        section, _, name = key.partition("__")
+        c[section][name] = value
+    config_lib.validate(c.lock())
+    return experiment.create_experiment(c)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "macs"),
+    [  # millions and giga, SPEC section 3, InsightFace's README
+        ("iresnet18", 24.03, 2.61),
+        ("iresnet50", 43.59, 6.31),
+        ("sfnet20", 24.501, 2.04),
+    ],
+)
+def test_counts_are_the_published_ones(name, parameters, macs):
+    counts = plan.count_backbone(backbones.create_backbone(name), 112, 2)
+    assert counts.parameters / 1e6 == pytest.approx(parameters, abs=0.02)
+    assert counts.flops / 2e9 == pytest.approx(macs, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"backbone__name": "sfnet10_bn", "head__class_multiple": 4096},
+        {"backbone__name": "iresnet18", "train__ema_decay": 0.9},
+        {"backbone__name": "sfnet20_deprecated", "mesh__model": 2},
+    ],
+    ids=lambda keys: keys["backbone__name"],
+)
+def test_memory_against_the_compiled_step(keys, tmp_path):
+    """State to the byte; with activations the compiled step lies in the range."""
+    run = run_of(tmp_path, **keys)
+    at_once = run.config.train.batch_size // run.mesh.size
+    counts = plan.count_backbone(run.backbone, 64, at_once)
+    parts = plan.memory(run, counts)
+    state = jax.eval_shape(run.create_state)
+    shardings = sharding.state_shardings(run.mesh, state)
+    state = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        state,
+        shardings,
+    )
+    split = sharding.batch_sharding(run.mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((16, 64, 64, 3), np.uint8, sharding=split),
+        "label": jax.ShapeDtypeStruct((16,), np.int32, sharding=split),
+        "weight": jax.ShapeDtypeStruct((16,), np.float32, sharding=split),
+    }
+    found = run.step.lower(state, batch).compile().memory_analysis()
+    kept = ("backbone", "prototypes", "optimizer", "moving average and statistics")
+    of_state = sum(parts[name].least for name in kept)
+    of_batch = at_once * (64 * 64 * 3 + 8)
+    assert found.argument_size_in_bytes == pytest.approx(of_state + of_batch, abs=64)
+    whole = found.argument_size_in_bytes + found.temp_size_in_bytes
+    total = sum(parts.values(), plan.exactly(0))
+    assert total.least < 1.15 * whole
+    assert total.most > whole / 1.15
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_report_says_what_there_is(tmp_path):
+    text = plan.report(run_of(tmp_path, backbone__name="sfnet4", mesh__model=2))
+    for expected in (
+        "4 x cpu, mesh 2x2 (data x model)",
+        "6 people, 24 images; decoded here at",
+        "10 steps of 16 images, 6.7 epochs",
+        "classes all at once",
+        "memory of a device",
+        "together",
+    ):
+        assert expected in text, text
+
+
+def test_sampling_needs_the_gradient_of_its_share_only(tmp_path):
+    keys = {"head__class_multiple": 4096, "backbone__name": "sfnet4"}
+    whole, share = (
+        plan.memory(
+            run_of(tmp_path, head__sample_rate=rate, **keys),
+            plan.BackboneCounts(0, 0.0, plan.exactly(0)),
+        )
+        for rate in (1.0, 0.25)
+    )
+    assert whole["prototypes"] == share["prototypes"]
+    # Four devices: 1024 rows each, of which 256 are drawn; 32 numbers of 4 bytes.
+    assert whole["gradients"].least - share["gradients"].least == 768 * 32 * 4
