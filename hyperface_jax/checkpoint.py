@@ -25,7 +25,9 @@ class Checkpoints:
         *,
         keep_last: int = 2,
         best_metric: str = "",
+        clean: bool = True,
     ):
+        """Opens them; `clean` removes what a killed run left half-written."""
         # Any: Orbax's policies do not match its own protocols.
         policies: Any = ocp.training.preservation_policies
         decisions: Any = ocp.training.save_decision_policies
@@ -44,7 +46,7 @@ class Checkpoints:
             self._folder,
             save_decision_policy=decisions.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=clean,
         )
 
     def __enter__(self) -> "Checkpoints":

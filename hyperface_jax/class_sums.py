@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-_LOWEST = -1e30  # below any logit, and finite: exp(-inf - _LOWEST) is 0 and not NaN
+_LOWEST = (
+    -1e38
+)  # below any logit of use, and finite: exp(-inf - _LOWEST) is 0 and not NaN
 
 
 class ClassSums(NamedTuple):
@@ -32,7 +34,8 @@ class ClassSums(NamedTuple):
 
     def cross_entropy(self) -> Float[Array, " B"]:
         """-log softmax of the target's logit, once all classes are in."""
-        return jnp.log(self.total) + self.peak - self.target_logit
+        # The large numbers first: their difference is what is left of a small loss.
+        return jnp.log(self.total) + (self.peak - self.target_logit)
 
 
 def of_logits(

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from hyperface_jax import (
     augment,
     classifier,
+    hosts,
     optimizer,
     sampling,
     schedules,
@@ -141,7 +142,7 @@ def create_experiment(config: Config) -> Experiment:
         config.train.batch_size // config.train.accumulate,
         mesh,
     )
-    train_set, evaluation_sets = open_data(config)
+    train_set, evaluation_sets = hosts.first_host_first(lambda: open_data(config))
     if train_set.num_classes < 2:
         raise ValueError(
             f"{train_set.name}: {train_set.num_classes} person to train on, expected "

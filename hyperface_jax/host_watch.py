@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from typing import TextIO
 
 EXIT_STATUS = 3
 _BEAT, _DONE, _LOST = "beat", "done", "lost"
@@ -30,6 +31,7 @@ class Line:
 
     Args:
       connection: a connected socket.
+      lines: its reading end, from which a greeting may have been read.
       name: of the other side, for messages.
       silence: seconds without a sign of life after which it counts as lost.
       lost: is called once, from a thread, with the reason.
@@ -38,13 +40,15 @@ class Line:
     def __init__(
         self,
         connection: socket.socket,
+        lines: TextIO,
         name: str,
         *,
         silence: float,
         lost: Callable[["Line", str], None],
     ):
         self.name, self.done = name, False
-        self._connection, self._silence, self._lost = connection, silence, lost
+        self._connection, self._lines = connection, lines
+        self._silence, self._lost = silence, lost
         self._closing = threading.Event()
         connection.settimeout(silence)
         for work in (self._beat, self._listen):
@@ -67,28 +71,43 @@ class Line:
     def _listen(self) -> None:
         reason = "has ended before the run was finished (its own log says why)"
         try:
-            with self._connection.makefile("r") as lines:
-                for line in lines:
-                    word, _, rest = line.strip().partition(" ")
-                    if word == _DONE:
-                        self.done = True
-                    if word == _LOST:
-                        self._lost(self, rest)
+            for line in self._lines:
+                word, _, rest = line.strip().partition(" ")
+                if word == _DONE:
+                    self.done = True
+                if word == _LOST:
+                    self._lost(self, rest)
         except TimeoutError:
             reason = f"has given no sign of life for {self._silence:g} s"
-        except OSError:
-            pass
+        except (OSError, ValueError):
+            pass  # reset, or not our language
         if not (self.done or self._closing.is_set()):
             self._lost(self, f"{self.name} {reason}")
 
 
 class Server:
-    """Host 0's side."""
+    """Host 0's side.
 
-    def __init__(self, *, silence: float, end: End = end_process):
+    Args:
+      others: number of the other hosts; nobody else is let in after them.
+      token: what they must say first, so that a stranger on the port is no host.
+      silence: see `Line`.
+      end: is called with the reason when a host is lost.
+    """
+
+    def __init__(
+        self, others: int, token: str, *, silence: float, end: End = end_process
+    ):
+        self._others, self._token = others, token
         self._silence, self._end = silence, end
         self._lines: list[Line] = []
-        self._socket = socket.create_server(("", 0))
+        self._lock = threading.Lock()
+        if socket.has_dualstack_ipv6():
+            self._socket = socket.create_server(
+                ("", 0), family=socket.AF_INET6, dualstack_ipv6=True
+            )
+        else:
+            self._socket = socket.create_server(("", 0))
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -98,23 +117,40 @@ class Server:
 
     def finish(self) -> None:
         """The run is done here."""
-        for line in self._lines:
+        for line in list(self._lines):
             line.finish()
         self._socket.close()
 
     def _accept(self) -> None:
-        while True:
+        while len(self._lines) < self._others:
             try:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            name = connection.makefile("r").readline().strip()
-            self._lines.append(
-                Line(connection, name, silence=self._silence, lost=self._on_loss)
-            )
+            threading.Thread(
+                target=self._greet, args=(connection,), daemon=True
+            ).start()
+
+    def _greet(self, connection: socket.socket) -> None:
+        connection.settimeout(10)
+        try:
+            lines = connection.makefile("r")
+            token, _, name = lines.readline().strip().partition(" ")
+        except (OSError, ValueError):
+            token, name = "", ""
+        if token != self._token:
+            connection.close()
+            return
+        line = Line(connection, lines, name, silence=self._silence, lost=self._on_loss)
+        with self._lock:
+            self._lines.append(line)
+            if len(self._lines) == self._others:
+                # Wakes the thread that still waits for somebody.
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
 
     def _on_loss(self, line: Line, reason: str) -> None:
-        for other in self._lines:
+        for other in list(self._lines):
             if other is not line:
                 other.say(f"{_LOST} {reason}")
         self._end(reason)
@@ -123,6 +159,13 @@ class Server:
 class Client:
     """The side of every other host.
 
+    Args:
+      address: of host 0.
+      token: of its server.
+      name: of this host.
+      silence: see `Line`.
+      end: is called with the reason when a host is lost.
+
     Raises:
       OSError: host 0 cannot be reached.
     """
@@ -130,15 +173,20 @@ class Client:
     def __init__(
         self,
         address: tuple[str, int],
+        token: str,
         name: str,
         *,
         silence: float,
         end: End = end_process,
     ):
         connection = socket.create_connection(address, timeout=10)
-        connection.sendall(f"{name}\n".encode())
+        connection.sendall(f"{token} {name}\n".encode())
         self._line = Line(
-            connection, "host 0", silence=silence, lost=lambda _, reason: end(reason)
+            connection,
+            connection.makefile("r"),
+            "host 0",
+            silence=silence,
+            lost=lambda _, reason: end(reason),
         )
 
     def finish(self) -> None:

@@ -9,18 +9,25 @@ import importlib.util
 import json
 import logging
 import os
+import re
+import secrets
+import signal
 import socket
 import sys
-from collections.abc import Mapping
-from typing import Any, NoReturn
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from hyperface_jax import host_watch
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _watch: list[host_watch.Server | host_watch.Client] = []
 
@@ -78,10 +85,13 @@ def start(
             coordinator or None,
             processes or None,
             process_id if coordinator else None,
+            _local_device_ids(os.environ),
             # Ours end first, with a line of ours.
             initialization_timeout=wait_seconds + 60,
             heartbeat_timeout_seconds=int(silence_seconds) + 70,
         )
+        # jax would only note it down; here the last checkpoint is what is left.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if jax.process_count() > 1:
             _start_watch(coordinator, silence_seconds)
 
@@ -90,23 +100,47 @@ def _in_environment() -> bool:
     """Whether jax will find a coordinator by itself."""
     if os.environ.get("JAX_COORDINATOR_ADDRESS"):
         return True
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+    slurm = {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"}
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and slurm <= os.environ.keys():
+        return True
+    if "OMPI_MCA_orte_hnp_uri" in os.environ:
         return True
     on_tpu = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     return bool(on_tpu) and importlib.util.find_spec("libtpu") is not None
 
 
+def _local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
+    """All GPUs of a node on which SLURM runs one task; None leaves it to jax.
+
+    By itself jax takes one GPU a SLURM task, and lets the others idle.
+    """
+    tasks = environment.get(
+        "SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "")
+    )
+    if "SLURM_LOCALID" not in environment or not re.fullmatch(r"1(\(x\d+\))?", tasks):
+        return None
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        count = len(glob.glob("/dev/nvidia[0-9]*"))
+    else:
+        count = len([name for name in visible.split(",") if name.strip()])
+    return list(range(count)) or None
+
+
 def _start_watch(coordinator: str, silence: float) -> None:
-    server = host_watch.Server(silence=silence) if is_first() else None
-    name = coordinator.rpartition(":")[0] or socket.getfqdn()
-    found = _broadcast(json.dumps([name, server.port if server else 0]))
+    server, token = None, secrets.token_hex(8)
+    if is_first():
+        others = jax.process_count() - 1
+        server = host_watch.Server(others, token, silence=silence)
+    name = coordinator.rpartition(":")[0].strip("[]") or socket.getfqdn()
+    found = _broadcast(json.dumps([name, server.port if server else 0, token]))
     if server:
         _watch.append(server)
         return
-    host, port = json.loads(found)
+    host, port, token = json.loads(found)
     me = f"host {jax.process_index()} ({socket.gethostname()})"
     try:
-        _watch.append(host_watch.Client((host, port), me, silence=silence))
+        _watch.append(host_watch.Client((host, port), token, me, silence=silence))
     except OSError as error:
         log.warning(
             "host 0 cannot be watched at %s:%d (%s): a lost host will be noticed by "
@@ -136,6 +170,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     )
     counts = multihost_utils.process_allgather(np.int32(len(names)))
     if len(set(np.asarray(counts).tolist())) > 1:
+        _release()
         raise ValueError("hosts run different versions of the program")
     found = np.asarray(multihost_utils.process_allgather(hashes))
     wrong = np.flatnonzero((found != found[0]).any(axis=0))
@@ -148,6 +183,46 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
             f"{', '.join(map(str, hosts))} differs from host 0; this is host "
             f"{jax.process_index()}, with {json.dumps(facts.get(what[0]), default=str)}"
         )
+
+
+def check_shared(folder: epath.Path) -> None:
+    """Checks that all hosts see one folder.
+
+    Raises:
+      ValueError: on every host, where one of them does not.
+    """
+    if jax.process_count() == 1:
+        return
+    token = _broadcast(secrets.token_hex(8))
+    path = folder / ".hosts"
+    if is_first():
+        path.write_text(token)
+    barrier("the token is written")
+    seen = path.exists() and path.read_text() == token
+    everyone = gather(np.array(seen)).tolist()
+    if is_first():
+        path.unlink()
+    if not all(everyone):
+        _release()
+        blind = [str(host) for host, sees in enumerate(everyone) if not sees]
+        raise ValueError(
+            f"workdir {folder} is not the same folder on host {', '.join(blind)} as on "
+            "host 0, expected one that all hosts share"
+        )
+
+
+def first_host_first(work: Callable[[], T]) -> T:
+    """Runs the same work on every host, on host 0 before all others.
+
+    What it leaves in a shared folder is then there for them; in folders of their own
+    they do it again.
+    """
+    if not is_first():
+        barrier("host 0 has prepared its data")
+    result = work()
+    if is_first():
+        barrier("host 0 has prepared its data")
+    return result
 
 
 def _hash(value: Any) -> int:
@@ -164,7 +239,7 @@ def barrier(name: str) -> None:
 def gather(values: np.ndarray) -> np.ndarray:
     """The arrays of all hosts, stacked [hosts, ...], on every host."""
     if jax.process_count() == 1:
-        return values[None]
+        return np.asarray(values)[None]
     return np.asarray(multihost_utils.process_allgather(values))
 
 
@@ -179,6 +254,13 @@ def _release() -> None:
     for watch in _watch:
         watch.finish()
     _watch.clear()
+
+
+def crash() -> NoReturn:
+    """Prints the exception being handled and ends with status 1 at once."""
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def fail(message: str) -> NoReturn:

@@ -72,14 +72,30 @@ def main(argv: list[str]) -> None:
         hosts.finish()
     except (ValueError, OSError) as error:
         if _DEBUG.value:
-            raise
+            _raise(error)
         hosts.fail(one_line(error))
     except KeyboardInterrupt:
         hosts.fail("stopped; the same command goes on from the last checkpoint")
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        hosts.fail(f"error: another host is gone: {str(error).splitlines()[0]}")
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else ""
+        if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(text):
+            hosts.fail(f"error: another host is gone: {text}")
+        _raise(error)
+
+
+# How collectives say that the other end is not there any more.
+_LOST = re.compile("UNAVAILABLE|[Gg]loo|[Cc]onnection|[Hh]eartbeat|NCCL|remote peer")
+
+
+def _raise(error: Exception) -> NoReturn:
+    """With the traceback; on several hosts at once, or they wait for each other."""
+    import jax
+
+    from hyperface_jax import hosts
+
+    if jax.distributed.is_initialized():
+        hosts.crash()
+    raise error
 
 
 def _dispatch() -> None:

@@ -122,6 +122,21 @@ def _bytes(tree: Any) -> int:
     return sum(_size(leaf) for leaf in jax.tree.leaves(tree))
 
 
+def head_shape(run: Experiment) -> tuple[int, int, int]:
+    """Rows of classes, examples and classes at a time of one device's head."""
+    c, mesh = run.config, run.mesh
+    axes = sharding.class_axes(c.mesh.classes)
+    devices = int(np.prod([mesh.shape[axis] for axis in axes]))
+    rows = classifier.padded_classes(run.train_set.num_classes, c.head.class_multiple)
+    local = rows // devices
+    if c.head.sample_rate < 1:
+        local = sampling.rows_per_device(
+            c.head.sample_rate, rows, c.train.batch_size, devices
+        )
+    gathered = c.train.batch_size // c.train.accumulate * devices // mesh.size
+    return local, gathered, streaming.choose_chunk(gathered, local, c.head.chunk)
+
+
 def memory(run: Experiment, counts: BackboneCounts) -> dict[str, Range]:
     """Bytes on each device, by part."""
     c, mesh = run.config, run.mesh
@@ -135,16 +150,8 @@ def memory(run: Experiment, counts: BackboneCounts) -> dict[str, Range]:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         )
 
-    rows = state.params["prototypes"].shape[0]
-    local = rows // devices
-    if c.head.sample_rate < 1:
-        local = sampling.rows_per_device(
-            c.head.sample_rate, rows, c.train.batch_size, devices
-        )
+    local, gathered, chunk = head_shape(run)
     dim = c.backbone.embedding_dim
-    batch = c.train.batch_size // c.train.accumulate
-    gathered = batch // (mesh.size // devices)
-    chunk = streaming.choose_chunk(gathered, local, c.head.chunk)
     image = 3 * c.data.image_size**2
     return {
         "backbone": exactly(on_device(state.params["backbone"])),
@@ -191,10 +198,7 @@ def report(run: Experiment) -> str:
     parts = memory(run, counts)
     total = sum(parts.values(), exactly(0))
     classes = run.train_set.num_classes
-    rows = classifier.padded_classes(classes, c.head.class_multiple)
-    chunk = streaming.choose_chunk(
-        c.train.batch_size // c.train.accumulate, rows // mesh.size, c.head.chunk
-    )
+    local, _, chunk = head_shape(run)
     epochs = c.train.steps * c.train.batch_size / len(run.train_set)
     shape = "x".join(str(mesh.shape[axis]) for axis in sharding.AXES)
     lines = [
@@ -207,7 +211,7 @@ def report(run: Experiment) -> str:
         f"{3 * counts.flops / 1e9:.2f} GFLOP an image in a step",
         f"loss         {c.head.loss}, {c.head.norm}, m = {c.head.margin:g}, "
         f"s = {c.head.scale}; classes "
-        + ("all at once" if chunk >= rows // mesh.size else f"in chunks of {chunk}"),
+        + ("all at once" if chunk == local else f"in chunks of {chunk}"),
         f"training     {c.train.steps} steps of {c.train.batch_size} images, "
         f"{epochs:.1f} epochs",
         "",

@@ -154,6 +154,7 @@ def open_workdir(
         folder,
         keep_last=run.config.log.keep_last,
         best_metric=run.config.log.best_metric,
+        clean=False,  # the run may still be training
     ) as checkpoints:
         best_step = checkpoints.best_step
         step = None

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -59,6 +60,7 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
     """
     config_lib.validate(config)
     folder = workdir.create(path)
+    hosts.check_shared(folder)
     run = create_experiment(config)
     facts = _facts(run)
     hosts.check_agreement(config_lib.flatten(facts))
@@ -67,6 +69,7 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
         keep_last=run.config.log.keep_last,
         best_metric=run.config.log.best_metric,
     ) as checkpoints:
+        hosts.check_agreement({"last checkpoint": checkpoints.latest_step})
         resuming = checkpoints.latest_step is not None
         if resuming and checkpoints.latest_step > run.config.train.steps:
             raise ValueError(
@@ -136,7 +139,8 @@ def train(
                 # Six digits: a constant margin of float32(1.4) reads 1.4.
                 row = {k: float(f"{v / clock.steps:.6g}") for k, v in sums.items()}
                 row |= clock.report(c.train.batch_size) | validation
-                row["bad_records"] = float(len(reader.bad_records))
+                bad = np.array(len(reader.bad_records))
+                row["bad_records"] = float(hosts.gather(bad).sum())
                 writer.write(step, row)
                 bar.set_postfix_str(_postfix(row), refresh=False)
                 bar.update(clock.steps)

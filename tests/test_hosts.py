@@ -144,9 +144,10 @@ def until_training(commands, workdir):
     ("what", "victim", "message"),
     [
         (signal.SIGKILL, 1, r"error: host 1 .*has ended before the run was finished"),
+        (signal.SIGTERM, 0, r"error: host 0 has ended before the run was finished"),
         (signal.SIGSTOP, 0, r"error: host 0 has given no sign of life for 5 s"),
     ],
-    ids=["killed", "frozen"],
+    ids=["killed", "terminated", "frozen"],
 )
 def test_a_lost_host_ends_the_other(what, victim, message, faces, tmp_path):
     commands = start_two(
@@ -160,7 +161,7 @@ def test_a_lost_host_ends_the_other(what, victim, message, faces, tmp_path):
     finally:
         commands[victim].process.kill()
     seconds = time.monotonic() - gone
-    assert seconds < (5 if what == signal.SIGKILL else 5 + 5)
+    assert seconds < (5 if what != signal.SIGSTOP else 5 + 5)
     assert status not in (0, None)
     # A collective may notice the broken connection before the watch does.
     other = "error: another host is gone"
@@ -220,12 +221,14 @@ class Ends(list):
 
 def watch_three(silence):
     ends = [Ends() for _ in range(3)]
-    server = host_watch.Server(silence=silence, end=ends[0].append)
+    server = host_watch.Server(2, "token", silence=silence, end=ends[0].append)
     clients = []
     for k in (1, 2):
         where = ("localhost", server.port)
         name, end = f"host {k}", ends[k].append
-        clients.append(host_watch.Client(where, name, silence=silence, end=end))
+        clients.append(
+            host_watch.Client(where, "token", name, silence=silence, end=end)
+        )
     time.sleep(0.2)
     return server, clients, ends
 
@@ -245,6 +248,73 @@ def test_an_orderly_end_is_no_loss():
         side.finish()
     time.sleep(1.5)
     assert ends == [[], [], []]
+
+
+def test_strangers_on_the_port_change_nothing():
+    """Who says nothing, who says something else, who is gone at once."""
+    ends = [Ends(), Ends()]
+    server = host_watch.Server(1, "token", silence=2.0, end=ends[0].append)
+    where = ("localhost", server.port)
+    silent = socket.create_connection(where)
+    for data in (b"GET / HTTP/1.1\r\n", b"\xff\xfe\n", b""):
+        with socket.create_connection(where) as stranger:
+            stranger.sendall(data)
+    time.sleep(0.3)
+    client = host_watch.Client(
+        where, "token", "host 1", silence=2.0, end=ends[1].append
+    )
+    time.sleep(2.5)  # both sides have had signs of life of each other
+    assert ends == [[], []]
+    client._line._connection.shutdown(socket.SHUT_RDWR)
+    assert ends[0].wait()[0].startswith("host 1 has ended")
+    silent.close()
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices"),
+    [
+        ({}, None),
+        ({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, None),
+        ({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, [0, 1, 2]),
+        ({"SLURM_LOCALID": "0", "SLURM_TASKS_PER_NODE": "1"}, [0, 1, 2]),
+        ({"SLURM_LOCALID": "0", "SLURM_TASKS_PER_NODE": "16"}, None),
+    ],
+)
+def test_one_slurm_task_a_node_takes_all_its_gpus(variables, devices):
+    found = hosts._local_device_ids({"CUDA_VISIBLE_DEVICES": "4,5,7", **variables})
+    assert found == devices
+
+
+def test_an_unforeseen_error_ends_all_hosts():
+    """Not only errors that we foresee: an ordinary exit would wait for the others."""
+    port = free_port()
+    code = (
+        "import time; from absl import app; from hyperface_jax import main; "
+        "main._dispatch = lambda: time.sleep(100) if {host} else None + 1; "
+        "app.run(main.main, flags_parser=main.parse_flags)"
+    )
+    started = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                *("-c", code.format(host=host)),
+                f"--coordinator=localhost:{port}",
+                "--processes=2",
+                f"--process_id={host}",
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for host in range(2)
+    ]
+    out = [process.communicate(timeout=60)[0] for process in processes]
+    assert time.monotonic() - started < 50
+    assert [process.returncode for process in processes] == [1, host_watch.EXIT_STATUS]
+    assert "TypeError" in out[0]
+    assert "error: host 0 has ended before the run was finished" in out[1]
 
 
 def test_a_deadline_is_kept_or_called_off():

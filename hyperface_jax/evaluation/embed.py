@@ -17,6 +17,8 @@ from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.pipeline import BatchReader
 from hyperface_jax.evaluation.stored import EmbeddingStore
 
+_GATHERED_BYTES = 1 << 26
+
 EmbedFn = Callable[[Any, Any, jax.Array], jax.Array]
 ViewsFn = Callable[[jax.Array], jax.Array]
 """uint8 images [B, H, W, 3] -> [B, V, D]."""
@@ -123,8 +125,14 @@ def embed_rows(
 
 def _of_all_hosts(parts: list[np.ndarray]) -> np.ndarray:
     """Each host's rows of every batch -> the rows of all batches in order."""
-    found = hosts.gather(np.stack(parts))  # [hosts, batches, rows of a host, ...]
-    return np.moveaxis(found, 0, 1).reshape(-1, *found.shape[3:])
+    # Some batches at a time: gathering puts them on every device, beside the run.
+    at_once = max(_GATHERED_BYTES // (parts[0].nbytes * jax.process_count()), 1)
+    rows = []
+    for start in range(0, len(parts), at_once):
+        found = hosts.gather(np.stack(parts[start : start + at_once]))
+        # [hosts, batches, rows of a host, ...]
+        rows.append(np.moveaxis(found, 0, 1).reshape(-1, *found.shape[3:]))
+    return np.concatenate(rows)
 
 
 def embed_to_store(
