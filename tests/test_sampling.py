@@ -275,7 +275,8 @@ def test_the_interclass_filter_ignores_near_classes():
     logits = 10 * np.where([False, True, False, False], 0, unit)
     want = np.log(np.exp(logits).sum()) - logits[0]
     value, gradient = jax.value_and_grad(total)(w, 0.4)
-    np.testing.assert_allclose(value, want, rtol=1e-5)
+    # A small loss: float32 holds log(1 + .0008) to about 1e-4 of itself.
+    np.testing.assert_allclose(value, want, rtol=5e-4)
     assert np.abs(gradient[1]).max() == 0
     assert np.abs(gradient[0]).max() > 0
     assert np.abs(jax.grad(total)(w, 0.0)[1]).max() > 0
