@@ -100,6 +100,14 @@ def accuracy_differences(
     return float(values[0]), float(low), float(high)
 
 
+def with_error(values: list[float]) -> str:
+    """Mean over folds and its standard error, where there are several."""
+    mean = f"{np.mean(values):.4f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1) / len(values) ** 0.5:.4f}"
+
+
 def loss_table(out: Path, runs, folds: list[int], draws: int) -> list[str]:
     """The losses beside each other, and their differences to the best baseline."""
     rows = {name: [facts_of(out, of[k]) for k in folds] for name, of in runs.items()}
@@ -118,8 +126,7 @@ def loss_table(out: Path, runs, folds: list[int], draws: int) -> list[str]:
     ]
     for name, found in rows.items():
         accuracies = [r["measures"]["accuracy"] for r in found]
-        error = np.std(accuracies, ddof=1) / len(folds) ** 0.5 if len(folds) > 1 else 0
-        cells = [f"{mean[name]['accuracy']:.4f} ± {error:.4f}"]
+        cells = [with_error(accuracies)]
         cells += [f"{mean[name][m]:.4f}" for m in list(MEASURES)[1:]]
         low_high = ""
         if name != best:
@@ -166,8 +173,7 @@ def sum_rows(out: Path, runs, folds: list[int], lbp: Path | None) -> list[str]:
             )
     lines = ["| sum | accuracy, held-out threshold |", "|---|---:|"]
     for name, values in found.items():
-        error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
-        lines.append(f"| {name} | {np.mean(values):.4f} ± {error:.4f} |")
+        lines.append(f"| {name} | {with_error(values)} |")
     return lines
 
 
