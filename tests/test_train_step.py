@@ -296,20 +296,32 @@ def test_every_mesh_computes_a_quarter():
         assert part == pytest.approx(one / 4, rel=0.1)
 
 
+@pytest.fixture(scope="module")
+def saved_on_four(tmp_path_factory):
+    """(folder with step 3, parameters after step 6, metrics) of four devices."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    state, step, mesh = setup(backbone="sfnet4", settings=MOVING, devices=4)
+    losses = []
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        for k in range(6):
+            state, row = step(state, sharding.put_batch(mesh, make_batch(k)))
+            losses.append(float(row["loss"]))
+            if k == 2:
+                checkpoints.save(state, {})
+    return folder, jax.device_get(state.params), losses
+
+
 @pytest.mark.parametrize(("devices", "model"), [(1, 1), (2, 1), (2, 2)])
-def test_a_checkpoint_of_four_devices_goes_on_elsewhere(devices, model, tmp_path):
-    options = dict(backbone="sfnet4", settings=MOVING)
-    straight, metrics = run(6, devices=4, **options)
-    state, step, mesh = setup(devices=4, **options)
-    for k in range(3):
-        state, _ = step(state, sharding.put_batch(mesh, make_batch(k)))
-    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
-        checkpoints.save(state, {})
-    fresh, step, mesh = setup(devices=devices, model=model, **options)
-    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+def test_a_checkpoint_of_four_devices_goes_on_elsewhere(devices, model, saved_on_four):
+    folder, params, losses = saved_on_four
+    fresh, step, mesh = setup(
+        backbone="sfnet4", settings=MOVING, devices=devices, model=model
+    )
+    with checkpoint.Checkpoints(folder) as checkpoints:
         state = checkpoints.restore(fresh)
+    assert int(state.step) == 3
     assert state.params["prototypes"].sharding.num_devices == devices
     for k in range(3, 6):
         state, row = step(state, sharding.put_batch(mesh, make_batch(k)))
-        assert float(row["loss"]) == pytest.approx(metrics[k]["loss"], rel=1e-5)
-    assert_close(jax.device_get(state).params, straight.params, rtol=1e-4, atol=1e-5)
+        assert float(row["loss"]) == pytest.approx(losses[k], rel=1e-5)
+    assert_close(jax.device_get(state).params, params, rtol=1e-4, atol=1e-5)
