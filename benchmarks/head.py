@@ -32,16 +32,20 @@ from hyperface_jax import (
 MARGIN, SCALE, LOSS_WEIGHT = 1.4, 60.0, 50.0
 
 
-def head(classes: int, rows: int, chunk: int) -> Callable:
-    """Jitted (x, w, labels) -> (loss, (dx, dw))."""
-    loss_fn = classifier.make_loss_fn(
+def loss_of(classes: int, chunk: int = 0) -> classifier.LossFn:
+    return classifier.make_loss_fn(
         "sphereface_r_v2",
         num_classes=classes,
         scale=SCALE,
         margin=schedules.constant(MARGIN),
         loss_weight=LOSS_WEIGHT,
-        chunk=chunk or 0,
+        chunk=chunk,
     )
+
+
+def head(classes: int, chunk: int) -> Callable:
+    """Jitted (x, w, labels) -> (loss, (dx, dw))."""
+    loss_fn = loss_of(classes, chunk)
 
     def mean(x, w, labels):
         return jnp.mean(loss_fn(x, labels, w, 0)[0])
@@ -86,7 +90,7 @@ def megabytes(classes: int, rows: int, batch: int, dim: int, chunk: int) -> floa
         jax.ShapeDtypeStruct((rows, dim), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.int32),
     )
-    program = head(classes, rows, chunk).lower(*shapes).compile()
+    program = head(classes, chunk).lower(*shapes).compile()
     return program.memory_analysis().temp_size_in_bytes / 1e6
 
 
@@ -119,7 +123,7 @@ def time_table(classes: int, batch: int, dim: int, rounds: int) -> str:
     arguments = jax.device_put((x, w, labels))
     small = streaming.choose_chunk(batch, rows, streaming.CHUNK_ELEMENTS // batch)
     candidates = {
-        name: functools.partial(head(classes, rows, chunk), *arguments)
+        name: functools.partial(head(classes, chunk), *arguments)
         for name, chunk in (
             ("whole matrix", rows),
             (f"chunks of {small}", small),
@@ -160,13 +164,7 @@ def sampled_table(classes: int, rate: float, batch: int, dim: int, rounds: int) 
     State is donated, as in training: one copy of prototypes and momentum.
     """
     rows = classifier.padded_classes(classes, 4096)
-    loss_fn = classifier.make_loss_fn(
-        "sphereface_r_v2",
-        num_classes=classes,
-        scale=SCALE,
-        margin=schedules.constant(MARGIN),
-        loss_weight=LOSS_WEIGHT,
-    )
+    loss_fn = loss_of(classes)
     part = optimizer.PartSettings()
     tx = optimizer.make_optimizer(
         "sgd", learning_rate=lambda step: 0.1, backbone=part, prototypes=part

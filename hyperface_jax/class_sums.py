@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-_LOWEST = (
-    -1e38
-)  # below any logit of use, and finite: exp(-inf - _LOWEST) is 0 and not NaN
+# Below any logit of use, and finite: exp(-inf - _LOWEST) is 0 and not NaN.
+_LOWEST = -1e38
 
 
 class ClassSums(NamedTuple):

@@ -35,6 +35,10 @@ _SILENCE = flags.DEFINE_float(
 _DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of input errors.")
 
 
+# How collectives say that the other end is not there any more.
+_LOST = re.compile("UNAVAILABLE|[Gg]loo|[Cc]onnection|[Hh]eartbeat|NCCL|remote peer")
+
+
 class _SaidOnce(logging.Filter):
     """Drops what Orbax (and asyncio for it) logs of an error that is also raised."""
 
@@ -83,10 +87,6 @@ def main(argv: list[str]) -> None:
         _raise(error)
 
 
-# How collectives say that the other end is not there any more.
-_LOST = re.compile("UNAVAILABLE|[Gg]loo|[Cc]onnection|[Hh]eartbeat|NCCL|remote peer")
-
-
 def _raise(error: Exception) -> NoReturn:
     """With the traceback; on several hosts at once, or they wait for each other."""
     import jax
@@ -100,27 +100,22 @@ def _raise(error: Exception) -> NoReturn:
 
 def _dispatch() -> None:
     from hyperface_jax import config as config_lib
-    from hyperface_jax import experiment, run_evaluation, train
+    from hyperface_jax import experiment, plan, run_evaluation, train
 
-    if _MODE.value == "plan":
-        from hyperface_jax import plan
-
-        if _CONFIG.value is None:
-            raise ValueError("--config is missing, expected a file as configs/sfr.py")
-        config_lib.validate(_CONFIG.value)
-        sys.stdout.write(
-            plan.report(experiment.create_experiment(_CONFIG.value)) + "\n"
-        )
-        return
-    if not _WORKDIR.value:
+    workdir = _WORKDIR.value or ""
+    if _MODE.value != "plan" and not workdir:
         raise ValueError("--workdir is missing, expected a folder for the run")
     if _MODE.value == "eval":
-        run_evaluation.evaluate_workdir(_CONFIG.value, _WORKDIR.value)
-    elif _CONFIG.value is None:
+        run_evaluation.evaluate_workdir(_CONFIG.value, workdir)
+        return
+    if _CONFIG.value is None:
         raise ValueError("--config is missing, expected a file such as configs/sfr.py")
+    config_lib.validate(_CONFIG.value)
+    if _MODE.value == "plan":
+        run = experiment.create_experiment(_CONFIG.value)
+        sys.stdout.write(plan.report(run) + "\n")
     else:
-        config_lib.validate(_CONFIG.value)
-        train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+        train.train_and_evaluate(_CONFIG.value, workdir)
 
 
 def one_line(error: BaseException) -> str:

@@ -122,26 +122,28 @@ def _bytes(tree: Any) -> int:
     return sum(_size(leaf) for leaf in jax.tree.leaves(tree))
 
 
+def class_devices(run: Experiment) -> int:
+    """Number of devices over which the run splits its classes."""
+    axes = sharding.class_axes(run.config.mesh.classes)
+    return sharding.class_devices(run.mesh, axes)
+
+
 def head_shape(run: Experiment) -> tuple[int, int, int]:
     """Rows of classes, examples and classes at a time of one device's head."""
-    c, mesh = run.config, run.mesh
-    axes = sharding.class_axes(c.mesh.classes)
-    devices = int(np.prod([mesh.shape[axis] for axis in axes]))
+    c, devices = run.config, class_devices(run)
     rows = classifier.padded_classes(run.train_set.num_classes, c.head.class_multiple)
     local = rows // devices
     if c.head.sample_rate < 1:
         local = sampling.rows_per_device(
             c.head.sample_rate, rows, c.train.batch_size, devices
         )
-    gathered = c.train.batch_size // c.train.accumulate * devices // mesh.size
+    gathered = c.train.batch_size // c.train.accumulate * devices // run.mesh.size
     return local, gathered, streaming.choose_chunk(gathered, local, c.head.chunk)
 
 
 def memory(run: Experiment, counts: BackboneCounts) -> dict[str, Range]:
     """Bytes on each device, by part."""
-    c, mesh = run.config, run.mesh
-    axes = sharding.class_axes(c.mesh.classes)
-    devices = int(np.prod([mesh.shape[axis] for axis in axes]))
+    c, mesh, devices = run.config, run.mesh, class_devices(run)
     state = jax.eval_shape(run.create_state)
 
     def on_device(tree) -> int:
@@ -222,12 +224,16 @@ def report(run: Experiment) -> str:
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
     if limit:
-        lines.append(f"  {'the device has':<30} {limit / 2**30:9.3f} GiB")
-        if total.least > limit:
-            lines.append("it will not fit: take a smaller batch, or more devices")
-        elif total.most > limit:
-            lines.append("it may not fit")
+        lines.append(f"  {'the device has':<30} {_gib(exactly(limit))}")
+        lines.append(verdict(total, limit))
     return "\n".join(lines)
+
+
+def verdict(total: Range, limit: float) -> str:
+    """Whether a device of `limit` bytes can hold it."""
+    if total.least > limit:
+        return "it will not fit: take a smaller batch, or more devices"
+    return "it may not fit" if total.most > limit else "it fits"
 
 
 def _gib(size: Range) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from hyperface_jax.sharding import AXES, is_class_array
+from hyperface_jax.sharding import AXES, class_devices, is_class_array
 
 
 class Sampler(NamedTuple):
@@ -25,13 +25,11 @@ class Sampler(NamedTuple):
       draw: (key, labels [B]) -> ids [S] of the drawn classes, rising on each device.
       take: (tree, ids) -> the tree with [S, D] in place of every [R, D] of classes.
       put: (tree, ids, part) -> the tree with the rows of `part`.
-      size: S, of all devices together.
     """
 
     draw: Callable[[Array, Array], Array]
     take: Callable[[Any, Array], Any]
     put: Callable[[Any, Array, Any], Any]
-    size: int
 
 
 def rows_per_device(rate: float, rows: int, batch: int, devices: int) -> int:
@@ -81,9 +79,7 @@ def make_sampler(
       class_axes: axes of the mesh that hold classes.
     """
     axes = class_axes if mesh is not None and mesh.size > 1 else ()
-    devices = 1
-    for axis in axes:
-        devices *= mesh.shape[axis] if mesh is not None else 1
+    devices = class_devices(mesh, axes) if mesh is not None else 1
     local = rows // devices
     count = rows_per_device(rate, rows, batch_size, devices)
     batch, classes = PartitionSpec(AXES), PartitionSpec(class_axes)
@@ -140,4 +136,4 @@ def make_sampler(
         )
 
     draw = on_mesh(draw_local, (PartitionSpec(), batch), classes)
-    return Sampler(draw, take, put, devices * count)
+    return Sampler(draw, take, put)

@@ -5,6 +5,7 @@ would compute the same backbone. Prototypes are split by class over all devices;
 else is replicated.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,6 +54,11 @@ def class_axes(where: str) -> tuple[str, ...]:
     if where not in CLASSES:
         raise ValueError(f"mesh.classes is {where!r}, expected one of {CLASSES}")
     return AXES if where == "all" else ("model",)
+
+
+def class_devices(mesh: Mesh, axes: tuple[str, ...]) -> int:
+    """Number of devices over which classes are split."""
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def is_class_array(path: Any, leaf: Any) -> bool:

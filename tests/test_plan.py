@@ -93,6 +93,19 @@ def test_the_report_says_what_there_is(tmp_path):
         assert expected in text, text
 
 
+def test_what_fits_and_what_does_not():
+    between = plan.Range(2.0, 4.0)
+    assert plan.verdict(between, 1).startswith("it will not fit")
+    assert plan.verdict(between, 3) == "it may not fit"
+    assert plan.verdict(between, 4) == "it fits"
+
+
+@pytest.mark.parametrize("found", [[], ["/dev/nvidia0"]])
+def test_a_gpu_that_jax_overlooks_is_named(found, monkeypatch):
+    monkeypatch.setattr(plan.glob, "glob", lambda pattern: found)
+    assert ("no CUDA plugin" in plan.devices_found()) == bool(found)
+
+
 def test_sampling_needs_the_gradient_of_its_share_only(tmp_path):
     keys = {"head__class_multiple": 4096, "backbone__name": "sfnet4"}
     whole, share = (

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 from test_config import load_file
 
+from hyperface_jax import classifier, losses
 from hyperface_jax import config as config_lib
-from hyperface_jax import losses
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -33,6 +33,22 @@ def test_commands_of_the_docs_have_valid_configs():
             config_lib.validate(config)
             found += 1
     assert found > 10
+
+
+def test_the_table_of_what_classes_cost():
+    """Prototypes, momentum and gradient of the padded classes, in GB."""
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    multiple = config_lib.default_config().head.class_multiple
+    rows = re.findall(
+        r"^\| ([\d ]+?) ?(?:\(\w+\) )?\| ([\d.]+) GB \| ([\d.]+)", page, re.M
+    )
+    assert len(rows) == 4
+    for classes, *cells in rows:
+        padded = classifier.padded_classes(int(classes.replace(" ", "")), multiple)
+        for devices, cell in zip((1, 8), cells, strict=True):
+            size = 3 * 4 * 512 * padded / devices / 1e9
+            digits = len(cell.partition(".")[2])
+            assert f"{size:.{digits}f}".lstrip("0") == cell, (classes, devices)
 
 
 def test_the_readmes_code_runs_as_printed():

@@ -221,7 +221,7 @@ def test_chunks_divide_the_rows(rows):
         for chunk in (0, 1, 1000, 4096, 10**9):
             found = streaming.choose_chunk(batch, rows, chunk)
             assert rows % found == 0
-            assert found == 1 or found <= max(chunk, rows if chunk == 0 else chunk)
+            assert 1 <= found <= (chunk or rows)
     if rows % 4096 == 0:
         # No chunk is so thin that a matrix product would starve.
         assert streaming.choose_chunk(512, rows * 64) >= 4096

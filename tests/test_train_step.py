@@ -282,6 +282,14 @@ def test_every_loss_trains_through_the_step(loss):
     np.testing.assert_array_equal(gradients["prototypes"][CLASSES:], 0)
 
 
+def test_parts_of_a_batch_on_a_mesh():
+    """Accumulation and classes in chunks over four devices at once."""
+    one = run(accumulate=2)
+    many = run(accumulate=2, devices=4, model=2, chunk=2)
+    assert_close(one[0].params, many[0].params, rtol=1e-4)
+    assert many[1][-1]["loss"] == pytest.approx(one[1][-1]["loss"], rel=1e-5)
+
+
 def flops_of_a_device(**options):
     state, step, mesh = setup(backbone="sfnet4_bn", **options)
     batch = sharding.put_batch(mesh, make_batch())
