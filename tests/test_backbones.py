@@ -12,12 +12,13 @@ import pytest
 
 from hyperface_jax import sharding
 from hyperface_jax.backbones import BACKBONES, create_backbone
+from hyperface_jax.backbones.batch_norm import BatchNorm
 from hyperface_jax.backbones.layers import (
-    BatchNorm,
     Conv,
     DropPath,
     PReLU,
     drop_path_rates,
+    relu,
 )
 from hyperface_jax.backbones.torch_names import to_flax, to_torch
 
@@ -388,13 +389,67 @@ def test_frozen_scale_gets_no_gradient(rng):
 
 def test_prelu_has_one_slope_a_channel():
     x = jnp.array([[-1.0, -2.0], [3.0, 4.0]])
-    initial = PReLU().init(KEY, x)["params"]["slope"]
+    initial = PReLU().init(KEY, 2)["params"]["slope"]
     np.testing.assert_array_equal(initial, [0.25, 0.25])
-    y = PReLU().apply({"params": {"slope": jnp.array([0.1, -0.5])}}, x)
-    np.testing.assert_allclose(y, [[-0.1, 1.0], [3.0, 4.0]])
-    assert PReLU().apply(
-        {"params": {"slope": initial}}, x.astype("bfloat16")
-    ).dtype == (jnp.bfloat16)
+    prelu = PReLU().apply({"params": {"slope": jnp.array([0.1, -0.5])}}, 2)
+    np.testing.assert_allclose(prelu(x), [[-0.1, 1.0], [3.0, 4.0]])
+
+
+def test_relu_is_jax_s_and_does_not_hide_nan():
+    x = jnp.array([-1.0, 0.0, 2.0, jnp.nan])
+    np.testing.assert_array_equal(relu(x), jax.nn.relu(x))
+    slope = jax.grad(lambda x: jnp.sum(relu(x)))(x[:3])
+    np.testing.assert_array_equal(slope, [0, 0, 1])
+
+
+def kept(backbone, images):
+    """Arrays [B, ...] that the backward pass keeps of the forward pass."""
+    params, stats = jax.eval_shape(lambda k: backbone.init(k, image_size=32), KEY)
+
+    def vjp(params, stats):
+        return jax.vjp(
+            lambda p: backbone.apply(p, stats, images, train=True)[0], params
+        )
+
+    leaves = jax.tree.leaves(jax.eval_shape(vjp, params, stats)[1])
+    return [leaf for leaf in leaves if leaf.shape[:1] == (len(images),)]
+
+
+def test_the_backward_pass_keeps_maps_in_bfloat16_only():
+    backbone = create_backbone("iresnet18", width=4, embedding_dim=8, dtype="bfloat16")
+    maps = [
+        leaf for leaf in kept(backbone, jnp.zeros((2, 32, 32, 3))) if leaf.ndim == 4
+    ]
+    assert {leaf.dtype for leaf in maps} == {jnp.dtype("bfloat16")}
+    # Of a block its input, what enters and leaves both convolutions, and no more.
+    blocks, with_shortcut = 8, 4
+    assert len(maps) == 3 + 5 * blocks + with_shortcut
+
+
+@pytest.mark.parametrize("name", ["sfnet10_bn", "iresnet18"])
+def test_rematerialised_blocks_give_the_same_gradient_from_less(name, rng):
+    images = rng.uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
+    results, sizes = [], []
+    for remat in (False, True):
+        backbone = create_backbone(name, width=4, embedding_dim=8, remat=remat)
+        params, stats = backbone.init(KEY, image_size=32)
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(params, backbone=backbone, stats=stats):
+            embeddings, new = backbone.apply(params, stats, images, train=True)
+            return jnp.sum(jnp.sin(embeddings)) + sum(
+                map(jnp.sum, jax.tree.leaves(new))
+            )
+
+        results.append(loss(params))
+        sizes.append(
+            sum(leaf.size * leaf.dtype.itemsize for leaf in kept(backbone, images))
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results
+    )
+    assert sizes[1] < 0.7 * sizes[0]
 
 
 def test_strided_convolution_pads_both_sides():

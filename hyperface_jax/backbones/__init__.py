@@ -189,6 +189,7 @@ def create_backbone(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     batch_norm_group: int = 0,
+    remat: bool = False,
 ) -> Backbone:
     """Looks up a network of `BACKBONES` and sets its size.
 
@@ -204,6 +205,8 @@ def create_backbone(
         linearly from 0 at the first.
       batch_norm_group: BatchNorm's statistics are those of so many images in a row, as
         in PyTorch on devices of that batch; 0 takes the whole batch.
+      remat: compute residual blocks again in the backward pass instead of keeping
+        their inside: less memory, a third more work, the same numbers.
     """
     if name not in BACKBONES:
         raise ValueError(
@@ -224,6 +227,7 @@ def create_backbone(
         dropout=dropout,
         drop_path=drop_path,
         batch_norm_group=batch_norm_group,
+        remat=remat,
     )
     return Backbone(
         name=name,

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from hyperface_jax.backbones.batch_norm import BatchNorm
 from hyperface_jax.backbones.layers import (
-    BatchNorm,
     Conv,
     DropPath,
     PReLU,
+    computed_again,
     drop_path_rates,
     linear,
 )
@@ -37,14 +38,15 @@ class _Block(nn.Module):
     group: int
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool, weight: Array | None) -> Array:
-        def norm(name: str, y: Array) -> Array:
+    def __call__(self, x: Array, train: bool, weight: Array | None) -> Array:
+        def norm(name: str, y: Array, **settings) -> Array:
             batch_norm = BatchNorm(group=self.group, name=name)
-            return batch_norm(y, train=train, weight=weight)
+            return batch_norm(y, train=train, weight=weight, **settings)
 
         branch = norm("bn1", x)
-        branch = norm("bn2", _conv(self.features, name="conv1")(branch))
-        branch = PReLU(name="prelu")(branch)
+        branch = _conv(self.features, name="conv1")(branch)
+        prelu = PReLU(name="prelu")(self.features)
+        branch = norm("bn2", branch, activation=prelu)
         branch = _conv(self.features, stride=self.stride, name="conv2")(branch)
         branch = norm("bn3", branch)
         if self.stride != 1:
@@ -64,7 +66,8 @@ class IResNet(nn.Module):
       dtype: of the computation up to the Linear; parameters are float32.
       dropout: rate on the flattened features before the Linear.
       drop_path: stochastic-depth rate of the last block.
-      batch_norm_group: see `layers.BatchNorm`.
+      batch_norm_group: see `batch_norm.BatchNorm`.
+      remat: see `layers.computed_again`; of the residual blocks.
     """
 
     blocks: tuple[int, int, int, int]
@@ -74,6 +77,7 @@ class IResNet(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     batch_norm_group: int = 0
+    remat: bool = False
 
     frozen: ClassVar[tuple[tuple[str, ...], ...]] = (("features", "scale"),)
 
@@ -89,17 +93,18 @@ class IResNet(nn.Module):
         rates = iter(drop_path_rates(self.drop_path, sum(self.blocks)))
         x = _conv(self.width, name="conv1")(images.astype(self.dtype))
         norm = partial(BatchNorm, group=self.batch_norm_group)
-        x = norm(name="bn1")(x, train=train, weight=weight)
-        x = PReLU(name="prelu")(x)
+        prelu = PReLU(name="prelu")(self.width)
+        x = norm(name="bn1")(x, train=train, weight=weight, activation=prelu)
+        block = computed_again(_Block, self.remat)
         for stage, blocks in enumerate(self.blocks):
             for i in range(blocks):
-                x = _Block(
+                x = block(
                     self.width * 2**stage,
                     stride=1 if i else 2,
                     drop_path=next(rates),
                     group=self.batch_norm_group,
                     name=f"layer{stage + 1}_{i}",
-                )(x, train=train, weight=weight)
+                )(x, train, weight)
 
         x = norm(name="bn2")(x, train=train, weight=weight)
         x = x.reshape(x.shape[0], -1)  # order H, W, C

@@ -14,15 +14,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from hyperface_jax.backbones.batch_norm import BatchNorm
 from hyperface_jax.backbones.layers import (
     KAIMING_FAN_OUT,
     XAVIER_NORMAL,
-    BatchNorm,
     Conv,
     DropPath,
     Initializer,
+    computed_again,
     drop_path_rates,
     linear,
+    relu,
 )
 
 
@@ -43,10 +45,10 @@ class _ConvBlock(nn.Module):
             kernel_init=self.kernel_init,
             name="conv1",
         )(x)
-        if self.norm:
-            batch_norm = BatchNorm(group=self.group, name="bn1")
-            x = batch_norm(x, train=train, weight=weight)
-        return nn.relu(x)
+        if not self.norm:
+            return relu(x)
+        batch_norm = BatchNorm(group=self.group, name="bn1")
+        return batch_norm(x, train=train, weight=weight, activation=relu)
 
 
 class _ResidualBlock(nn.Module):
@@ -60,7 +62,7 @@ class _ResidualBlock(nn.Module):
     group: int
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool, weight: Array | None) -> Array:
+    def __call__(self, x: Array, train: bool, weight: Array | None) -> Array:
         conv = partial(
             Conv,
             self.features,
@@ -68,16 +70,19 @@ class _ResidualBlock(nn.Module):
             kernel_init=self.kernel_init,
         )
         norm = partial(BatchNorm, group=self.group)
+        rest = {"train": train, "weight": weight}
         branch = conv(name="conv1")(x)
         if self.norm:
-            branch = norm(name="bn1")(branch, train=train, weight=weight)
-        branch = conv(name="conv2")(nn.relu(branch))
+            branch = norm(name="bn1")(branch, **rest, activation=relu)
+        else:
+            branch = relu(branch)
+        branch = conv(name="conv2")(branch)
         if self.norm:
-            branch = norm(name="bn2")(branch, train=train, weight=weight)
+            branch = norm(name="bn2")(branch, **rest)
         drop_path = DropPath(self.drop_path)
         if self.older_layout:
-            return x + drop_path(nn.relu(branch), train=train)
-        return nn.relu(x + drop_path(branch, train=train))
+            return x + drop_path(relu(branch), train=train)
+        return relu(x + drop_path(branch, train=train))
 
 
 class SFNet(nn.Module):
@@ -93,7 +98,8 @@ class SFNet(nn.Module):
       dtype: of the computation up to the Linear; parameters are float32.
       dropout: rate on the flattened features before the Linear.
       drop_path: stochastic-depth rate of the last residual block.
-      batch_norm_group: see `layers.BatchNorm`.
+      batch_norm_group: see `batch_norm.BatchNorm`.
+      remat: see `layers.computed_again`; of the residual blocks.
     """
 
     blocks: tuple[int, int, int, int]
@@ -105,6 +111,7 @@ class SFNet(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     batch_norm_group: int = 0
+    remat: bool = False
 
     frozen: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
@@ -122,6 +129,7 @@ class SFNet(nn.Module):
         kernel_init = XAVIER_NORMAL if self.older_layout else KAIMING_FAN_OUT
         rates = iter(drop_path_rates(self.drop_path, sum(self.blocks)))
         x = images.astype(self.dtype)
+        block = computed_again(_ResidualBlock, self.remat)
         for stage, blocks in enumerate(self.blocks):
             features = self.width * 2**stage
             layer = f"layer{stage + 1}"
@@ -133,7 +141,7 @@ class SFNet(nn.Module):
                 name=f"{layer}_0",
             )(x, train=train, weight=weight)
             for i in range(blocks):
-                x = _ResidualBlock(
+                x = block(
                     features,
                     self.norm,
                     self.older_layout,
@@ -141,7 +149,7 @@ class SFNet(nn.Module):
                     next(rates),
                     self.batch_norm_group,
                     name=f"{layer}_{i + 1}",
-                )(x, train=train, weight=weight)
+                )(x, train, weight)
 
         x = x.reshape(x.shape[0], -1)  # order H, W, C
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -77,6 +77,7 @@ def default_config() -> Config:
     c.backbone.dropout = 0.0  # before the embedding
     c.backbone.drop_path = 0.0  # stochastic depth, of the last block
     c.backbone.batch_norm_group = 0  # images that share statistics; 0: the batch
+    c.backbone.remat = False  # compute blocks again for the gradient: less memory
 
     c.head = section()
     c.head.loss = "sphereface_r_v2"  # see classifier.LOSSES

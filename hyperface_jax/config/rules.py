@@ -24,6 +24,7 @@ _RUNTIME = (
     "report.",
     "mesh.",
     "head.chunk",
+    "backbone.remat",
     "compilation_cache",
 )
 _EXTENDS = ("train.steps", "train.epochs")
