@@ -36,6 +36,8 @@ def get_config(arg: str | None = None):
     config.backbone.embedding_dim = 256
     config.backbone.dropout = 0.3
     config.head.margin = 1.4
+    # The automatic s of large sets is too large for a thousand people.
+    config.head.scale_factor = 1.2
     config.head.loss_weight = 30.0
     config.optimizer.backbone.weight_decay = 1e-3
     config.train.batch_size = 64

@@ -7,7 +7,7 @@ notebooks all start with `create_experiment`.
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,11 +131,18 @@ def open_data(config: Config) -> tuple[FaceSet, tuple[EvaluationSet, ...]]:
     return train, (*tests, *more)
 
 
-def create_experiment(config: Config) -> Experiment:
-    """Builds everything that a validated config names; allocates no parameters."""
+def create_experiment(
+    config: Config, devices: Sequence[Any] | None = None
+) -> Experiment:
+    """Builds everything that a validated config names; allocates no parameters.
+
+    Args:
+      config: validated.
+      devices: default: all that jax finds, on all hosts.
+    """
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    mesh = sharding.make_mesh(config.mesh.model)
+    mesh = sharding.make_mesh(config.mesh.model, devices)
     sharding.check_divisible("train.batch_size", config.train.batch_size, mesh)
     sharding.check_divisible(
         "train.batch_size / train.accumulate",

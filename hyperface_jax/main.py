@@ -23,6 +23,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "plan"], "What to do.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "With --mode plan: compile for this TPU slice, e.g. v5e:4x4."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of host 0; default: of SLURM or Cloud TPU, if any."
 )
@@ -100,7 +103,7 @@ def _raise(error: Exception) -> NoReturn:
 
 def _dispatch() -> None:
     from hyperface_jax import config as config_lib
-    from hyperface_jax import experiment, plan, run_evaluation, train
+    from hyperface_jax import experiment, plan, rehearsal, run_evaluation, train
 
     workdir = _WORKDIR.value or ""
     if _MODE.value != "plan" and not workdir:
@@ -112,8 +115,12 @@ def _dispatch() -> None:
         raise ValueError("--config is missing, expected a file such as configs/sfr.py")
     config_lib.validate(_CONFIG.value)
     if _MODE.value == "plan":
-        run = experiment.create_experiment(_CONFIG.value)
+        topology = _TOPOLOGY.value
+        devices = rehearsal.devices_of(topology) if topology else None
+        run = experiment.create_experiment(_CONFIG.value, devices)
         sys.stdout.write(plan.report(run) + "\n")
+        if topology:
+            sys.stdout.write(rehearsal.report(run, topology) + "\n")
     else:
         train.train_and_evaluate(_CONFIG.value, workdir)
 

@@ -9,6 +9,7 @@ keeps before fusion.
 import functools
 import glob
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -182,9 +183,8 @@ def decoding_rate(run: Experiment, images: int = 256) -> float:
     return len(order) / (time.perf_counter() - started)
 
 
-def devices_found() -> str:
-    """Devices of jax, and a hint where it overlooks a GPU."""
-    devices = jax.devices()
+def describe_devices(devices: Sequence[Any]) -> str:
+    """Number and kind of the devices, and a hint where jax overlooks a GPU."""
     text = f"{len(devices)} x {devices[0].device_kind}"
     if devices[0].platform == "cpu" and glob.glob("/dev/nvidia[0-9]*"):
         text += " (CPU only: a GPU is present, but jax has no CUDA plugin; pip install"
@@ -204,7 +204,7 @@ def report(run: Experiment) -> str:
     epochs = c.train.steps * c.train.batch_size / len(run.train_set)
     shape = "x".join(str(mesh.shape[axis]) for axis in sharding.AXES)
     lines = [
-        f"devices      {devices_found()}, mesh {shape} (data x model)",
+        f"devices      {describe_devices(mesh.devices.flatten())}, mesh {shape} (data x model)",
         f"data         {run.train_set.name}: {classes} people, {len(run.train_set)} "
         f"images; decoded here at {decoding_rate(run):.0f} images/s with "
         f"{c.data.threads} threads",

@@ -1,11 +1,10 @@
 """The plan: counts against published ones, memory against the compiled step."""
 
 import jax
-import numpy as np
 import pytest
 import toy
 
-from hyperface_jax import backbones, experiment, plan, sharding
+from hyperface_jax import backbones, experiment, plan, rehearsal
 from hyperface_jax import config as config_lib
 
 
@@ -53,22 +52,7 @@ def test_memory_against_the_compiled_step(keys, tmp_path):
     at_once = run.config.train.batch_size // run.mesh.size
     counts = plan.count_backbone(run.backbone, 64, at_once)
     parts = plan.memory(run, counts)
-    state = jax.eval_shape(run.create_state)
-    shardings = sharding.state_shardings(run.mesh, state)
-    state = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=where
-        ),
-        state,
-        shardings,
-    )
-    split = sharding.batch_sharding(run.mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct((16, 64, 64, 3), np.uint8, sharding=split),
-        "label": jax.ShapeDtypeStruct((16,), np.int32, sharding=split),
-        "weight": jax.ShapeDtypeStruct((16,), np.float32, sharding=split),
-    }
-    found = run.step.lower(state, batch).compile().memory_analysis()
+    found = rehearsal.compile_step(run).memory_analysis()
     kept = ("backbone", "prototypes", "optimizer", "moving average and statistics")
     of_state = sum(parts[name].least for name in kept)
     of_batch = at_once * (64 * 64 * 3 + 8)
@@ -103,7 +87,8 @@ def test_what_fits_and_what_does_not():
 @pytest.mark.parametrize("found", [[], ["/dev/nvidia0"]])
 def test_a_gpu_that_jax_overlooks_is_named(found, monkeypatch):
     monkeypatch.setattr(plan.glob, "glob", lambda pattern: found)
-    assert ("no CUDA plugin" in plan.devices_found()) == bool(found)
+    text = plan.describe_devices(jax.devices())
+    assert ("no CUDA plugin" in text) == bool(found)
 
 
 def test_sampling_needs_the_gradient_of_its_share_only(tmp_path):

@@ -1,7 +1,6 @@
 """The head in chunks and shards: the same numbers as the whole matrix, less memory."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from hyperface_jax import (
     losses,
     magnitudes,
     margins,
+    rehearsal,
     schedules,
     sharding,
     streaming,
@@ -277,54 +277,27 @@ def test_memory_does_not_grow_with_the_classes():
     assert large < temporary_bytes(2**20, chunk=2**20) / 10
 
 
-COLLECTIVE = re.compile(
-    r"= (\S.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
-    r"(?:-start)?\("
-)
-
-
-def collectives(program):
-    """(kind, shapes of its result) of each collective, and those inside loops."""
-    found, inside_loops, block = [], [], ""
-    text = program.as_text()
-    bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
-    for line in text.splitlines():
-        if line.startswith(("%", "ENTRY")):
-            block = line.split()[0].lstrip("%")
-        match = COLLECTIVE.search(line)
-        if match:
-            shapes = [
-                tuple(map(int, filter(None, dims.split(","))))
-                for dims in re.findall(r"\w+\[([\d,]*)\]", match[1])
-            ]
-            found.append((match[2], shapes))
-            if block in bodies:
-                inside_loops.append(line)
-    return found, inside_loops, bodies
-
-
 @pytest.mark.parametrize("chunk", [0, 1024])
 @pytest.mark.parametrize("model", [1, 2, 4])
 def test_no_class_axis_travels_and_nothing_travels_in_the_loop(model, chunk):
     results = {}
     for rows in (2**13, 2**15):
-        found, inside_loops, bodies = collectives(
-            compiled(rows, model=model, chunk=chunk)
-        )
-        assert not inside_loops
-        assert bool(bodies) == bool(chunk)
+        text = compiled(rows, model=model, chunk=chunk).as_text()
+        assert ("body=" in text) == bool(chunk)
+        found = rehearsal.collectives(text)
         assert found
-        assert all(np.prod(s, initial=1) <= 64 * 32 for _, ss in found for s in ss)
+        assert not any(one.in_loop for one in found)
+        assert all(one.nbytes <= 64 * 32 * 4 for one in found)
         results[rows] = found
     assert results[2**13] == results[2**15]
 
 
 def test_classes_on_model_alone_reduce_their_gradient_over_data():
-    found, inside_loops, _ = collectives(
-        compiled(2**13, model=2, chunk=1024, classes="model")
-    )
-    assert not inside_loops
-    assert ("all-reduce", [(2**12, 32)]) in found
+    program = compiled(2**13, model=2, chunk=1024, classes="model")
+    found = rehearsal.collectives(program.as_text())
+    assert not any(one.in_loop for one in found)
+    gradient = rehearsal.Collective("all-reduce", ((2**12, 32),), 2**12 * 32 * 4, False)
+    assert gradient in found
 
 
 @pytest.mark.parametrize("model", [1, 2, 4])
