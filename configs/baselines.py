@@ -41,6 +41,7 @@ def get_config(arg: str | None = None):
                 "recipe=insightface or adaface (configs/sfr.py has SphereFace-R's)"
             )
         config.data.name, config.data.config = "casia_webface", "default"
+        config.source = ""
     if values["loss"] == "ga_softmax":
         config.head.detach = "angle"
         config.optimizer.backbone.clip_norm = 5.0  # its official config clips
@@ -65,6 +66,7 @@ def _faces_112(config, name):
 
 def _opensphere(config):
     _faces_112(config, ("vggface2", "default"))
+    config.source = "OpenSphere, config/train/vggface2_sfnet20_*.yml"
     config.backbone.name = "sfnet20_deprecated"
     config.head.scale = "30"
     config.train.steps = 70_000
@@ -73,6 +75,7 @@ def _opensphere(config):
 
 def _insightface(config):
     _faces_112(config, ("ms1m", "v3"))
+    config.source = "InsightFace, recognition/arcface_torch/configs/ms1mv3_r50.py"
     config.backbone.name = "iresnet50"
     config.backbone.dtype = "bfloat16"  # theirs: float16
     config.head.scale = "64"
@@ -86,6 +89,7 @@ def _insightface(config):
 
 def _adaface(config):
     _faces_112(config, ("ms1m", "v2"))
+    config.source = "AdaFace, scripts/run_ir101_ms1mv2.sh"
     config.backbone.name = "iresnet100"
     config.head.scale = "64"
     config.head.prototype_norm = "differentiate"

@@ -92,6 +92,8 @@ def _paper_size(config, *, data, variant, norm, backbone):
     config.train.steps = end
     if norm == "hfn" and variant == "v2":
         config.head.scale, config.head.margin = "60", 1.4
+        if data == "vggface2" and backbone in ("auto", "sfnet20"):
+            config.source = "OpenSphere, config/train/vggface2_sfnet20_spherefacer.yml"
     else:
         config.head.scale = "30"
         config.head.margin = 1.5 if norm == "hfn" and variant == "v0" else 1.4

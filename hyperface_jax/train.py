@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import hosts, run_evaluation, sharding, workdir
+from hyperface_jax import hosts, plan, run_evaluation, sharding, workdir
 from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.config import Config
 from hyperface_jax.evaluation import protocols
@@ -62,6 +62,7 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
     folder = workdir.create(path)
     hosts.check_shared(folder)
     run = create_experiment(config)
+    plan.check_head(run)
     facts = _facts(run)
     hosts.check_agreement(config_lib.flatten(facts))
     with Checkpoints(

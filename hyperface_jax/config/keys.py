@@ -36,6 +36,7 @@ def default_config() -> Config:
     """SphereFace-R v2 with hard feature normalisation on synth_faces; unlocked."""
     c: Config = section()
     c.seed = 0  # of initialisation, order of the data, augmentation and dropout
+    c.source = ""  # where these hyperparameters are published; "": ours
     c.compilation_cache = ""  # folder that keeps compiled programs; "": none
 
     c.data = section()

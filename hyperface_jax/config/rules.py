@@ -26,6 +26,7 @@ _RUNTIME = (
     "head.chunk",
     "backbone.remat",
     "compilation_cache",
+    "source",
 )
 _EXTENDS = ("train.steps", "train.epochs")
 
