@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from hyperface_jax import geometry, losses, magnitudes, margins, schedules, streaming
+from hyperface_jax import (
+    geometry,
+    losses,
+    magnitudes,
+    margins,
+    precision,
+    schedules,
+    streaming,
+)
 from hyperface_jax.sharding import AXES
 
 PLAIN_SOFTMAX = "plain_softmax"
@@ -80,6 +88,7 @@ def make_loss_fn(
     prototype_norm: losses.Prototypes = "project",
     loss_weight: float = 1.0,
     divide_by_scale: bool = True,
+    products: precision.Products = precision.FLOAT32,
     chunk: int = 0,
     mesh: Mesh | None = None,
     class_axes: tuple[str, ...] = AXES,
@@ -101,6 +110,7 @@ def make_loss_fn(
       prototype_norm: see `losses.hyperspherical_softmax`.
       loss_weight: lw.
       divide_by_scale: lw/s instead of lw.
+      products: precision of the matrix products.
       chunk: classes at a time, see `streaming.choose_chunk`.
       mesh: see `streaming.evaluate`.
       class_axes: see `streaming.evaluate`.
@@ -113,7 +123,7 @@ def make_loss_fn(
 
         def loss_of(context):
             del context
-            return losses.plain(loss_weight=loss_weight)
+            return losses.plain(loss_weight=loss_weight, products=products)
     else:
         settings: dict[str, Any] = {
             "margin": margins.get_margin(loss),
@@ -124,6 +134,7 @@ def make_loss_fn(
             "prototype_norm": prototype_norm,
             "loss_weight": loss_weight,
             "divide_by_scale": divide_by_scale,
+            "products": products,
         }
 
         def loss_of(context):

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hyperface_jax.precision import FLOAT32, Products, inner_products
+
 Scalar = float | Array
 """A number that may be traced (or an array that broadcasts)."""
 
@@ -47,15 +49,12 @@ def l2_normalize(
 
 
 def cosines(
-    unit_embeddings: Float[Array, "B D"], unit_prototypes: Float[Array, "C D"]
+    unit_embeddings: Float[Array, "B D"],
+    unit_prototypes: Float[Array, "C D"],
+    products: Products = FLOAT32,
 ) -> Float[Array, "B C"]:
-    """Inner products of rows in full float32 (no TF32, no bfloat16 passes)."""
-    return jnp.einsum(
-        "bd,cd->bc",
-        unit_embeddings,
-        at_least_float32(unit_prototypes),
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    """Inner products of rows; by default in full float32 (no TF32, no bfloat16)."""
+    return inner_products(unit_embeddings, at_least_float32(unit_prototypes), products)
 
 
 def clip_official(cos_theta: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -24,6 +24,7 @@ from hyperface_jax.margins import (
     angular_functions,
     looks_at_target,
 )
+from hyperface_jax.precision import FLOAT32, Products
 
 Prototypes = Literal["project", "differentiate"]
 PROTOTYPES = ("project", "differentiate")
@@ -71,11 +72,13 @@ def hyperspherical(
     prototype_norm: Prototypes = "project",
     loss_weight: Scalar = 1.0,
     divide_by_scale: bool = True,
+    products: Products = FLOAT32,
 ) -> ClassLoss:
     """The unified framework's loss; arguments of `hyperspherical_softmax`.
 
     And `interclass_filter`: other classes whose cosine is above it count as if it were
     0, without a gradient: they may be the same person (InsightFace, .4; 0 is off).
+    And `products`, the precision of the head's matrix products.
     """
     if not isinstance(margin, Margin):
         raise ValueError(f"margin is {margin!r}, expected a row of margins.MARGINS")
@@ -95,7 +98,7 @@ def hyperspherical(
     def logits(examples, prototypes, target_cos, is_target):
         if prototype_norm == "differentiate":
             prototypes = geometry.l2_normalize(prototypes)
-        cos = geometry.cosines(examples.vectors, prototypes)
+        cos = geometry.cosines(examples.vectors, prototypes, products)
         plain_cos = cos
         if interclass_filter:
             cos = jnp.where(is_target | (cos <= interclass_filter), cos, 0)
@@ -124,7 +127,7 @@ def hyperspherical(
     return ClassLoss(prepare, logits, finish, looks_at_target(margin, context))
 
 
-def plain(*, loss_weight: Scalar = 1.0) -> ClassLoss:
+def plain(*, loss_weight: Scalar = 1.0, products: Products = FLOAT32) -> ClassLoss:
     """Softmax cross-entropy over x·w_j; arguments of `plain_softmax`."""
 
     def prepare(embeddings):
@@ -133,7 +136,7 @@ def plain(*, loss_weight: Scalar = 1.0) -> ClassLoss:
 
     def logits(examples, prototypes, target_cos, is_target):
         del target_cos, is_target
-        values = geometry.cosines(examples.vectors, prototypes)
+        values = geometry.cosines(examples.vectors, prototypes, products)
         lengths = examples.norms[:, None] * geometry.magnitude(prototypes)[None, :]
         return values, jax.lax.stop_gradient(values / jnp.maximum(lengths, 1e-12))
 

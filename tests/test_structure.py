@@ -12,12 +12,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Modules of ours that a mathematics file may use: data flows one way.
 ALLOWED = {
-    "geometry": set(),
+    "precision": set(),
+    "geometry": {"precision"},
     "schedules": set(),
     "class_sums": set(),
     "margins": {"geometry"},
     "magnitudes": {"geometry"},
-    "losses": {"geometry", "margins", "magnitudes", "class_sums"},
+    "losses": {"geometry", "margins", "magnitudes", "class_sums", "precision"},
     "streaming": {"geometry", "class_sums", "losses", "sharding"},
     "sampling": {"sharding"},
     "classifier": {
@@ -25,6 +26,7 @@ ALLOWED = {
         "losses",
         "magnitudes",
         "margins",
+        "precision",
         "schedules",
         "sharding",
         "streaming",

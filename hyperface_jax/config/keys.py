@@ -103,6 +103,10 @@ def default_config() -> Config:
     c.head.sample_rate = 1.0  # share of the classes in a step (Partial FC); 1: all
     c.head.interclass_filter = 0.0  # others above this cosine do not count; 0: off
     c.head.chunk = 0  # classes at a time; 0: all where their logits fit, else few
+    c.head.precision = section()  # auto | float32 | bfloat16_3x | bfloat16
+    c.head.precision.cosine = "auto"  # auto: bfloat16_3x on a TPU, else float32
+    c.head.precision.embedding_gradient = "auto"
+    c.head.precision.prototype_gradient = "auto"
     c.head.class_multiple = 4096  # rows of the prototypes are padded to a multiple
 
     c.optimizer = section()

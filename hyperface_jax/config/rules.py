@@ -101,7 +101,8 @@ def check_resumable(saved: Mapping[str, Any], config: Config) -> list[str]:
     Raises:
       ValueError: keys that change the mathematics differ; names them.
     """
-    old, new = flatten(saved), flatten(config)
+    # A key that came after the run was saved had its default then.
+    old, new = flatten(default_config()) | flatten(saved), flatten(config)
     for flat in (old, new):  # a copy on disk is the same data in the same order
         flat["data.cache"] = "ram" if flat.get("data.cache") == "ram" else "none"
     extended, contradictions = [], []

@@ -8,6 +8,7 @@ from hyperface_jax import (
     magnitudes,
     margins,
     optimizer,
+    precision,
     schedules,
     sharding,
 )
@@ -35,6 +36,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "head.prototype_norm": losses.PROTOTYPES,
     "head.prototype_init": classifier.INITS,
     "head.margin_schedule": MARGIN_SCHEDULES,
+    "head.precision.cosine": ("auto", *precision.PRECISIONS),
+    "head.precision.embedding_gradient": ("auto", *precision.PRECISIONS),
+    "head.precision.prototype_gradient": ("auto", *precision.PRECISIONS),
     "mesh.classes": sharding.CLASSES,
     "optimizer.name": optimizer.OPTIMIZERS,
     "optimizer.backbone.decay_mask": optimizer.DECAY_MASKS,
