@@ -1,4 +1,4 @@
-"""What a softmax over classes needs of them, in a form that can be added up.
+"""What a loss over classes needs of them, in a form that can be added up.
 
 Classes may come all at once, in chunks, or spread over devices: sums of their parts
 are merged with `add` and `across`, exactly (the log-sum-exp by its running maximum).
@@ -23,6 +23,7 @@ class ClassSums(NamedTuple):
       target_logit: of the example's own class; 0 where it is not among them.
       target_cos: its cosine, likewise.
       rival: largest cosine of another class; no gradient.
+      added: Σ of the loss's own terms, for losses that are a plain sum over classes.
     """
 
     peak: Array
@@ -30,6 +31,7 @@ class ClassSums(NamedTuple):
     target_logit: Array
     target_cos: Array
     rival: Array
+    added: Array
 
     def cross_entropy(self) -> Float[Array, " B"]:
         """-log softmax of the target's logit, once all classes are in."""
@@ -42,6 +44,7 @@ def of_logits(
     cos: Float[Array, "B K"],
     is_target: Bool[Array, "B K"],
     class_mask: Bool[Array, " K"] | None,
+    terms: Float[Array, "B K"] | None = None,
 ) -> ClassSums:
     """Sums of K classes.
 
@@ -50,11 +53,14 @@ def of_logits(
       cos: [B, K] plain cosines, for reports.
       is_target: [B, K], True in the column of each example's own class, if it is here.
       class_mask: [K], False for classes that take no part, or None.
+      terms: [B, K] of a loss that is a plain sum over classes, or None.
     """
     kept, others = logits, jax.lax.stop_gradient(cos)
     if class_mask is not None:
         kept = jnp.where(class_mask[None, :], logits, -jnp.inf)
         others = jnp.where(class_mask[None, :], others, -2)
+        if terms is not None:
+            terms = jnp.where(class_mask[None, :], terms, 0)
     peak = jnp.maximum(jax.lax.stop_gradient(jnp.max(kept, axis=1)), _LOWEST)
     return ClassSums(
         peak=peak,
@@ -62,6 +68,7 @@ def of_logits(
         target_logit=jnp.sum(jnp.where(is_target, logits, 0), axis=1),
         target_cos=jnp.sum(jnp.where(is_target, cos, 0), axis=1),
         rival=jnp.max(jnp.where(is_target, -2, others), axis=1),
+        added=0 * peak if terms is None else jnp.sum(terms, axis=1),
     )
 
 
@@ -78,7 +85,7 @@ def empty(like: Float[Array, " B"], varying: tuple[str, ...] = ()) -> ClassSums:
         filled = jnp.full(like.shape, value, like.dtype)
         return jax.lax.pcast(filled, varying, to="varying") if varying else filled
 
-    return ClassSums(full(_LOWEST), full(0), full(0), full(0), full(-2))
+    return ClassSums(full(_LOWEST), full(0), full(0), full(0), full(-2), full(0))
 
 
 def add(a: ClassSums, b: ClassSums) -> ClassSums:
@@ -90,6 +97,7 @@ def add(a: ClassSums, b: ClassSums) -> ClassSums:
         target_logit=a.target_logit + b.target_logit,
         target_cos=a.target_cos + b.target_cos,
         rival=jnp.maximum(a.rival, b.rival),
+        added=a.added + b.added,
     )
 
 
@@ -102,12 +110,11 @@ def across(sums: ClassSums, axes: tuple[str, ...]) -> ClassSums:
     peak, rival = (
         jax.lax.pmax(jax.lax.stop_gradient(x), axes) for x in (sums.peak, sums.rival)
     )
-    added = jnp.stack(
-        [sums.total * jnp.exp(sums.peak - peak), sums.target_logit, sums.target_cos]
-    )
-    added = jax.lax.psum_scatter(added, axes, scatter_dimension=1, tiled=True)
-    total, target_logit, target_cos = added
+    scaled = sums.total * jnp.exp(sums.peak - peak)
+    stacked = jnp.stack([scaled, sums.target_logit, sums.target_cos, sums.added])
+    stacked = jax.lax.psum_scatter(stacked, axes, scatter_dimension=1, tiled=True)
+    total, target_logit, target_cos, added = stacked
     count = total.shape[0]
     start = jax.lax.axis_index(axes) * count
     peak, rival = (jax.lax.dynamic_slice_in_dim(x, start, count) for x in (peak, rival))
-    return ClassSums(peak, total, target_logit, target_cos, rival)
+    return ClassSums(peak, total, target_logit, target_cos, rival, added)

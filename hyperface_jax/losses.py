@@ -44,7 +44,7 @@ class Examples(NamedTuple):
 
 
 class ClassLoss(NamedTuple):
-    """A loss that is a softmax over classes.
+    """A loss that is a softmax over classes, or a plain sum over them.
 
     Attributes:
       prepare: embeddings [B, D] -> Examples.
@@ -53,12 +53,28 @@ class ClassLoss(NamedTuple):
         None where the target is among them.
       finish: (Examples, ClassSums of all classes) -> (loss [B], aux).
       needs_target: logits of other classes depend on target_cos.
+      terms: (logits [B, K], is_target [B, K]) -> [B, K], of a loss that is a plain sum
+        over classes; it finds the sum in ClassSums.added.
     """
 
     prepare: Callable[[Array], Examples]
     logits: Callable[[Examples, Array, Array | None, Array], tuple[Array, Array]]
     finish: Callable[[Examples, ClassSums], tuple[Array, Aux]]
     needs_target: bool = False
+    terms: Callable[[Array, Array], Array] | None = None
+
+    def sums(
+        self,
+        examples: Examples,
+        prototypes: Float[Array, "K D"],
+        target_cos: Float[Array, "B 1"] | None,
+        is_target: Bool[Array, "B K"],
+        class_mask: Bool[Array, " K"] | None,
+    ) -> ClassSums:
+        """What `finish` needs of K classes; arguments as `logits`."""
+        logits, cos = self.logits(examples, prototypes, target_cos, is_target)
+        terms = self.terms(logits, is_target) if self.terms else None
+        return class_sums.of_logits(logits, cos, is_target, class_mask, terms)
 
 
 def hyperspherical(
@@ -122,7 +138,7 @@ def hyperspherical(
         cross_entropy = sums.cross_entropy()
         penalty = magnitude.penalty(examples.norms)
         loss = weight * cross_entropy + penalty
-        return loss, _aux(examples.norms, sums, cross_entropy) | {"penalty": penalty}
+        return loss, report(examples.norms, sums, cross_entropy) | {"penalty": penalty}
 
     return ClassLoss(prepare, logits, finish, looks_at_target(margin, context))
 
@@ -142,7 +158,7 @@ def plain(*, loss_weight: Scalar = 1.0, products: Products = FLOAT32) -> ClassLo
 
     def finish(examples, sums):
         cross_entropy = sums.cross_entropy()
-        aux = _aux(examples.norms, sums, cross_entropy)
+        aux = report(examples.norms, sums, cross_entropy)
         return loss_weight * cross_entropy, aux | {"penalty": 0 * examples.norms}
 
     return ClassLoss(prepare, logits, finish)
@@ -160,8 +176,7 @@ def dense(
     examples = loss.prepare(embeddings)
     ids = jnp.arange(prototypes.shape[0], dtype=labels.dtype)
     is_target = labels[:, None] == ids[None, :]
-    logits, cos = loss.logits(examples, prototypes, None, is_target)
-    sums = class_sums.of_logits(logits, cos, is_target, class_mask)
+    sums = loss.sums(examples, prototypes, None, is_target, class_mask)
     return loss.finish(examples, sums)
 
 
@@ -251,8 +266,8 @@ def check_shapes(embeddings: Array, labels: Array, prototypes: Array) -> None:
         raise ValueError(f"labels are {labels.dtype}, expected integers")
 
 
-def _aux(norms: Array, sums: ClassSums, cross_entropy: Array) -> Aux:
-    """What the caller reports; no gradient."""
+def report(norms: Array, sums: ClassSums, cross_entropy: Array) -> Aux:
+    """What the step reports of each example, all [B]; no gradient."""
     aux = {
         "target_cos": sums.target_cos,
         "magnitude": norms,

@@ -188,8 +188,8 @@ def sums_over_classes(
     def of_part(prototypes, start):
         classes = rows.classes(start, len(prototypes))
         is_target = labels[:, None] == classes[None, :]
-        logits, cos = loss.logits(examples, prototypes, target_cos, is_target)
-        return class_sums.of_logits(logits, cos, is_target, classes < num_classes)
+        known = classes < num_classes
+        return loss.sums(examples, prototypes, target_cos, is_target, known)
 
     if chunk == count:
         return of_part(prototypes, 0)

@@ -19,6 +19,7 @@ ALLOWED = {
     "margins": {"geometry"},
     "magnitudes": {"geometry"},
     "losses": {"geometry", "margins", "magnitudes", "class_sums", "precision"},
+    "binary": {"geometry", "class_sums", "losses", "margins", "precision"},
     "streaming": {"geometry", "class_sums", "losses", "sharding"},
     "sampling": {"sharding"},
     "classifier": {

@@ -1,0 +1,174 @@
+"""SphereFace2: a binary classification for each class instead of a softmax over all.
+
+L_i = lw/r · Σ_j α_ij · BCE(z_ij),  z = r·h(cos θ_j) + b, with α for the example's own
+class and 1 - α for each other one, and a bias b that all classes share and that is
+trained. h is an angular function of g(c) = 2((c + 1)/2)^t - 1, which spreads the
+similarities of other classes:
+
+    C (CosFace's kind)      g(c) - m for the own class, g(c) + m for others
+    A (ArcFace's)           g(cos min(θ + m, π)), g(c)
+    M (multiplicative)      g(cos min(mθ, π)), g(c)
+
+SphereFace2 (Wen et al., ICLR 2022), after OpenSphere's `model/head/sphereface2.py`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hyperface_jax import geometry
+from hyperface_jax.class_sums import ClassSums
+from hyperface_jax.geometry import Scalar
+from hyperface_jax.losses import ClassLoss, Examples, report
+from hyperface_jax.margins import CLAMP, MARGINS, Clamp, Detach, MarginContext
+from hyperface_jax.precision import FLOAT32, Products
+
+
+class Variant(NamedTuple):
+    """A margin of SphereFace2.
+
+    Attributes:
+      own: (cos, g, context) -> h of the example's own class, all [B, K].
+      others: likewise of the other classes.
+      default: m of the official code.
+    """
+
+    own: Callable[[Array, Callable[[Array], Array], MarginContext], Array]
+    others: Callable[[Array, Callable[[Array], Array], MarginContext], Array]
+    default: float
+
+
+VARIANTS = {
+    "c": Variant(
+        lambda cos, g, context: g(cos) - context.margin,
+        lambda cos, g, context: g(cos) + context.margin,
+        0.4,
+    ),
+    "a": Variant(
+        lambda cos, g, context: g(MARGINS["arcface"].psi(cos, context)),
+        lambda cos, g, context: g(cos),
+        0.5,
+    ),
+    "m": Variant(
+        lambda cos, g, context: g(MARGINS["sphereface_r_v1"].psi(cos, context)),
+        lambda cos, g, context: g(cos),
+        1.7,
+    ),
+}
+"""Name -> variant; the angles of A and M stop at π, as those of the margins do."""
+
+
+def similarity(cos: Float[Array, "..."], t: float) -> Float[Array, "..."]:
+    """g(c) = 2((c + 1)/2)^t - 1, from [-1, 1] to [-1, 1]; t = 1 is c itself."""
+    return 2 * ((jnp.clip(cos, -1, 1) + 1) / 2) ** t - 1
+
+
+def initial_bias(
+    variant: str, m: float, num_classes: int, *, scale: float, t: float, alpha: float
+) -> float:
+    """The b with which all classes weigh equally where all angles are right.
+
+    Args:
+      variant: a name of `VARIANTS`.
+      m: the margin.
+      num_classes: C, at least 2.
+      scale: r.
+      t: exponent of g.
+      alpha: weight of the own class.
+    """
+    _check(variant, t, alpha)
+    with jax.ensure_compile_time_eval():
+        cos, context = jnp.zeros((1, 1)), MarginContext(margin=m)
+        row = VARIANTS[variant]
+        own, other = (
+            scale * float(h(cos, lambda c: similarity(c, t), context)[0, 0])
+            for h in (row.own, row.others)
+        )
+    z = alpha / ((1 - alpha) * (num_classes - 1))
+    root = math.sqrt((1 - z) ** 2 + 4 * z * math.exp(own - other))
+    return math.log(2 * z) - other - math.log(1 - z + root)
+
+
+def sphereface2(
+    *,
+    variant: str,
+    context: MarginContext,
+    bias: Scalar,
+    scale: Scalar = 40.0,
+    t: float = 3.0,
+    alpha: float = 0.7,
+    detach: Detach = "cosine",
+    clamp: Clamp = "exact",
+    loss_weight: Scalar = 10.0,
+    products: Products = FLOAT32,
+) -> ClassLoss:
+    """SphereFace2 as a loss over classes, for `losses.dense` and `streaming`.
+
+    Args:
+      variant: "c", "a" or "m".
+      context: the margin in force.
+      bias: b, a scalar; trained like a weight, from `initial_bias`.
+      scale: r.
+      t: exponent of g, at least 1.
+      alpha: weight of the own class, between 0 and 1; others have 1 - alpha.
+      detach: "cosine": the gradient of h is that of the plain cosine (official).
+        "none": it runs through margin and g.
+      clamp: see `margins.angular_functions`.
+      loss_weight: lw; the loss is divided by r.
+      products: precision of the head's matrix products.
+    """
+    _check(variant, t, alpha)
+    if detach not in ("none", "cosine"):
+        raise ValueError(f"detach is {detach!r}, expected 'none' or 'cosine'")
+    if clamp not in CLAMP:
+        raise ValueError(f"clamp is {clamp!r}, expected one of {CLAMP}")
+    row = VARIANTS[variant]
+
+    def prepare(embeddings):
+        embeddings = geometry.at_least_float32(embeddings)
+        norms = geometry.magnitude(embeddings)
+        return Examples(geometry.l2_normalize(embeddings), norms)
+
+    def logits(examples, prototypes, target_cos, is_target):
+        del target_cos
+        cos = geometry.cosines(examples.vectors, prototypes, products)
+        bounded = geometry.clip_official(cos) if clamp == "official" else cos
+
+        def g(c):
+            return similarity(c, t)
+
+        h = jnp.where(
+            is_target,
+            row.own(bounded, g, context),
+            row.others(bounded, g, context),
+        )
+        if detach == "cosine":
+            h = cos + jax.lax.stop_gradient(h - cos)
+        return scale * h + bias, cos
+
+    def terms(z, is_target):
+        own = alpha * jax.nn.softplus(-z)
+        return jnp.where(is_target, own, (1 - alpha) * jax.nn.softplus(z))
+
+    def finish(examples, sums: ClassSums):
+        loss = loss_weight / scale * sums.added
+        aux = report(examples.norms, sums, jax.nn.softplus(-sums.target_logit))
+        return loss, aux | {"penalty": 0 * examples.norms}
+
+    return ClassLoss(prepare, logits, finish, terms=terms)
+
+
+def _check(variant: str, t: float, alpha: float) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(
+            f"variant of SphereFace2 is {variant!r}, expected one of "
+            f"{', '.join(VARIANTS)}"
+        )
+    if not t >= 1:
+        raise ValueError(f"t of SphereFace2 is {t}, expected at least 1")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha of SphereFace2 is {alpha}, expected 0 < alpha < 1")
