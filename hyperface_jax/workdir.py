@@ -21,7 +21,13 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The folder as an absolute path, which Orbax needs; "~" is the home folder."""
+    """The folder as an absolute path, which Orbax needs; "~" is the home folder.
+
+    A bucket (gs://bucket/run) is absolute already, and resolve() would put it below the
+    current folder.
+    """
+    if "://" in str(path):
+        return epath.Path(path)
     return epath.Path(path).expanduser().resolve()
 
 
