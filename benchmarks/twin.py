@@ -7,10 +7,9 @@
 Ours is the whole train step of `configs/lfw.py` (without augmentation, dropout and
 moving average), PyTorch's is written out below: network, SphereFace-R v2 with hard
 normalisation, torch.optim.SGD. Both start from our initial weights. A third
-training, PyTorch in float64 (--no-reference leaves it out), tells rounding from error: two
-float32 trainings of a network with BatchNorm drift apart. Written to --out: losses, curves
-and a table. With --accuracy both networks are tested on the fold
-at the end; --dtype bfloat16 uses autocast there and backbone.dtype here.
+training, PyTorch in float64 (--no-reference leaves it out), tells rounding from error:
+two float32 trainings of a network with BatchNorm drift apart. Written to --out: losses,
+curves and a table. With --accuracy both networks are tested on the fold at the end; --dtype bfloat16 uses autocast there and backbone.dtype here.
 """
 
 import argparse
@@ -176,9 +175,8 @@ class TorchTraining:
         for name in ours:
             if name.endswith("running_var"):
                 mean = name.replace("var", "mean")
-                m, v = (
-                    self.net.tensors[k].cpu().double().numpy() for k in (mean, name)
-                )
+                kept = [self.net.tensors[key] for key in (mean, name)]
+                m, v = (tensor.cpu().double().numpy() for tensor in kept)
                 found.append(np.abs(ours[mean] - m).max() / np.sqrt(v).min())
                 found.append(np.abs(ours[name] / v - 1).max())
         return max(found, default=0.0)
