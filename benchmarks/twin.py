@@ -9,7 +9,8 @@ moving average), PyTorch's is written out below: network, SphereFace-R v2 with h
 normalisation, torch.optim.SGD. Both start from our initial weights. A third
 training, PyTorch in float64 (--no-reference leaves it out), tells rounding from error:
 two float32 trainings of a network with BatchNorm drift apart. Written to --out: losses,
-curves and a table. With --accuracy both networks are tested on the fold at the end; --dtype bfloat16 uses autocast there and backbone.dtype here.
+curves and a table. With --accuracy both networks are tested on the fold at the end;
+--dtype bfloat16 uses autocast there and backbone.dtype here.
 """
 
 import argparse

@@ -5,12 +5,14 @@ Another sink (Weights & Biases, say) is a class with `write` and `close`, and a 
 """
 
 import json
+import tempfile
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
 from etils import epath
 
-from hyperface_jax import hosts
+from hyperface_jax import hosts, workdir
 
 FILE = "metrics.jsonl"
 
@@ -30,8 +32,8 @@ class Sink(Protocol):
 class JsonLines:
     """One JSON object a line in metrics.jsonl; survives a kill at any moment."""
 
-    def __init__(self, workdir: epath.PathLike):
-        self._path = epath.Path(workdir) / FILE
+    def __init__(self, folder: epath.PathLike):
+        self._path = epath.Path(folder) / FILE
         self._lines = self._path.read_text().splitlines() if self._path.exists() else []
 
     def drop_after(self, step: int) -> None:
@@ -43,6 +45,9 @@ class JsonLines:
         """Appends a row."""
         line = json.dumps({"step": step, **scalars})
         self._lines.append(line)
+        if workdir.is_bucket(self._path):
+            self._path.write_text("".join(line + "\n" for line in self._lines))
+            return
         with self._path.open("a") as file:
             file.write(line + "\n")
 
@@ -51,21 +56,46 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard events, without TensorFlow."""
+    """TensorBoard events, without TensorFlow.
 
-    def __init__(self, workdir: epath.PathLike):
+    For a bucket they are written to a local folder and copied from time to time.
+    """
+
+    COPY_SECONDS = 60.0
+
+    def __init__(self, folder: epath.PathLike):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(epath.Path(workdir) / "tensorboard"))
+        self._target = epath.Path(folder) / "tensorboard"
+        self._is_copied = workdir.is_bucket(folder)
+        self._local = (
+            epath.Path(tempfile.mkdtemp(prefix="hyperface_tensorboard_"))
+            if self._is_copied
+            else self._target
+        )
+        self._copied = time.monotonic()
+        self._writer = SummaryWriter(str(self._local))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Records scalars."""
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
+        if self._is_copied and time.monotonic() - self._copied > self.COPY_SECONDS:
+            self._writer.flush()
+            self._copy()
 
     def close(self) -> None:
-        """Flushes to disk."""
+        """Flushes."""
         self._writer.close()
+        if self._is_copied:
+            self._copy()
+            self._local.rmtree()
+
+    def _copy(self) -> None:
+        self._target.mkdir(parents=True, exist_ok=True)
+        for path in self._local.iterdir():
+            (self._target / path.name).write_bytes(path.read_bytes())
+        self._copied = time.monotonic()
 
 
 class MetricWriter:
@@ -86,22 +116,22 @@ class MetricWriter:
 
 
 def create_metric_writer(
-    workdir: epath.PathLike, *, start_step: int, tensorboard: bool
+    folder: epath.PathLike, *, start_step: int, tensorboard: bool
 ) -> MetricWriter:
     """The sinks of a run that starts or resumes at `start_step`; none but on host 0."""
     if not hosts.is_first():
         return MetricWriter([])
-    rows = JsonLines(workdir)
+    rows = JsonLines(folder)
     rows.drop_after(start_step)
     sinks: list[Sink] = [rows]
     if tensorboard:
-        sinks.append(TensorBoard(workdir))
+        sinks.append(TensorBoard(folder))
     return MetricWriter(sinks)
 
 
-def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
+def read_metrics(folder: epath.PathLike) -> list[dict[str, float]]:
     """Rows of metrics.jsonl; a last line cut short by a kill is left out."""
-    path = epath.Path(workdir) / FILE
+    path = epath.Path(folder) / FILE
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if _step_of(line) >= 0]
 

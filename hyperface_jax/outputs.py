@@ -79,7 +79,5 @@ def _write_scores(folder: epath.Path, results: Sequence[ProtocolResult]) -> None
         if len(result.scores):
             arrays[f"{result.key}/scores"] = np.asarray(result.scores, np.float32)
             arrays[f"{result.key}/is_genuine"] = result.is_genuine
-    temporary = folder / f"{workdir.SCORES}.tmp"
-    with temporary.open("wb") as file:
+    with workdir.whole_file(folder / workdir.SCORES, "wb") as file:
         np.savez_compressed(file, **arrays)
-    temporary.replace(folder / workdir.SCORES)

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from hyperface_jax import plots, report_rates
+from hyperface_jax import plots, report_rates, workdir
 from hyperface_jax import report_html as html
 from hyperface_jax.evaluation.results import COUNTS, ProtocolResult, describe
 
@@ -81,13 +81,8 @@ def write_report(
         f"{''.join(sections)}<aside><h2>Before you use these numbers</h2>{caution}"
         "</aside></main></body></html>\n"
     )
-    path = epath.Path(path)
-    temporary = path.parent / (path.name + ".tmp")
-    try:
-        temporary.write_bytes(page.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with workdir.whole_file(epath.Path(path), "wb") as file:
+        file.write(page.encode())
 
 
 def _head(title, summary, results) -> str:

@@ -1,8 +1,10 @@
 """The folder of a run: config, versions and results, each file whole or absent."""
 
+import contextlib
+import io
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -26,9 +28,14 @@ def absolute(path: epath.PathLike) -> epath.Path:
     A bucket (gs://bucket/run) is absolute already, and resolve() would put it below the
     current folder.
     """
-    if "://" in str(path):
+    if is_bucket(path):
         return epath.Path(path)
     return epath.Path(path).expanduser().resolve()
+
+
+def is_bucket(path: epath.PathLike) -> bool:
+    """Whether a path names objects (gs://...): whole or absent, never appended to."""
+    return "://" in str(path)
 
 
 def create(path: epath.PathLike) -> epath.Path:
@@ -51,15 +58,42 @@ def create(path: epath.PathLike) -> epath.Path:
     return folder
 
 
-def write_text(path: epath.Path, text: str) -> None:
-    """Writes under a temporary name, then renames: no half-written file remains."""
+@contextlib.contextmanager
+def whole_file(path: epath.Path, mode: str = "w") -> Iterator[Any]:
+    """A file to write to, under a temporary name until all is written.
+
+    In a bucket, where an object appears when it is closed and renaming is copying, what
+    is written waits in memory instead. So no half-written file is ever seen.
+
+    Args:
+      path: its final name.
+      mode: "w" or "wb".
+    """
+    if is_bucket(path):
+        buffer: Any = io.BytesIO() if mode == "wb" else io.StringIO()
+        yield buffer
+        write: Any = path.write_bytes if mode == "wb" else path.write_text
+        write(buffer.getvalue())
+        return
     temporary = path.parent / f"{path.name}.tmp"
     try:
-        temporary.write_text(text)
+        with temporary.open(mode) as file:
+            yield file
         temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+      ValueError: it cannot be written, with the reason.
+    """
+    try:
+        with whole_file(path) as file:
+            file.write(text)
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
         reason = error.strerror or str(error)
         raise ValueError(f"{path}: cannot be written ({reason})") from None
 
