@@ -15,6 +15,7 @@ curves and a table. With --accuracy both networks are tested on the fold at the 
 
 import argparse
 import platform
+import runpy
 import time
 from pathlib import Path
 
@@ -23,12 +24,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from configs import lfw
 from hyperface_jax import config as config_lib
 from hyperface_jax import experiment, run_evaluation, sharding
 from hyperface_jax.backbones.torch_names import to_flax, to_torch
 from hyperface_jax.evaluation import protocols
 
+ROOT = Path(__file__).resolve().parent.parent
 STATISTICS = ("running_mean", "running_var")
 PAIRS = {
     "ours and PyTorch": (0, 1),
@@ -112,7 +113,8 @@ def torch_loss(embeddings, prototypes, labels, *, margin, scale, weight):
 
 
 def make_run(a):
-    c = lfw.get_config(f"fold={a.fold}").unlock()
+    c = runpy.run_path(str(ROOT / "configs/lfw.py"))["get_config"](f"fold={a.fold}")
+    c.unlock()
     c.data.path, c.data.pairs_path = a.lfw, a.pairs
     c.data.image_size = a.size
     for key in c.augment:

@@ -32,8 +32,8 @@ class Variant(NamedTuple):
     """A margin of SphereFace2.
 
     Attributes:
-      own: (cos, g, context) -> h of the example's own class, all [B, K].
-      others: likewise of the other classes.
+      own: (cos [B, 1], g, context) -> h of the example's own class.
+      others: (cos [B, K], g, context) -> h of the other classes.
       default: m of the official code.
     """
 
@@ -141,10 +141,10 @@ def sphereface2(
         def g(c):
             return similarity(c, t)
 
+        # Of one class an example: its margin is evaluated on [B, 1].
+        own = jnp.sum(jnp.where(is_target, bounded, 0), axis=1, keepdims=True)
         h = jnp.where(
-            is_target,
-            row.own(bounded, g, context),
-            row.others(bounded, g, context),
+            is_target, row.own(own, g, context), row.others(bounded, g, context)
         )
         if detach == "cosine":
             h = cos + jax.lax.stop_gradient(h - cos)

@@ -19,11 +19,11 @@ class ClassSums(NamedTuple):
 
     Attributes:
       peak: largest logit; no gradient.
-      total: Σ exp(logit - peak).
+      total: Σ exp(logit - peak); 0 for losses that are a plain sum over classes.
       target_logit: of the example's own class; 0 where it is not among them.
       target_cos: its cosine, likewise.
       rival: largest cosine of another class; no gradient.
-      added: Σ of the loss's own terms, for losses that are a plain sum over classes.
+      added: Σ of the loss's own terms, for losses that are one; else 0.
     """
 
     peak: Array
@@ -61,14 +61,21 @@ def of_logits(
         others = jnp.where(class_mask[None, :], others, -2)
         if terms is not None:
             terms = jnp.where(class_mask[None, :], terms, 0)
-    peak = jnp.maximum(jax.lax.stop_gradient(jnp.max(kept, axis=1)), _LOWEST)
+    rival = jnp.max(jnp.where(is_target, -2, others), axis=1)
+    nothing = 0 * rival
+    if terms is None:
+        peak = jnp.maximum(jax.lax.stop_gradient(jnp.max(kept, axis=1)), _LOWEST)
+        total = jnp.sum(jnp.exp(kept - peak[:, None]), axis=1)
+        added = nothing
+    else:
+        peak, total, added = nothing + _LOWEST, nothing, jnp.sum(terms, axis=1)
     return ClassSums(
         peak=peak,
-        total=jnp.sum(jnp.exp(kept - peak[:, None]), axis=1),
+        total=total,
         target_logit=jnp.sum(jnp.where(is_target, logits, 0), axis=1),
         target_cos=jnp.sum(jnp.where(is_target, cos, 0), axis=1),
-        rival=jnp.max(jnp.where(is_target, -2, others), axis=1),
-        added=0 * peak if terms is None else jnp.sum(terms, axis=1),
+        rival=rival,
+        added=added,
     )
 
 

@@ -43,10 +43,10 @@ _LOST = re.compile("UNAVAILABLE|[Gg]loo|[Cc]onnection|[Hh]eartbeat|NCCL|remote p
 
 
 class _SaidOnce(logging.Filter):
-    """Drops what Orbax (and asyncio for it) logs of an error that is also raised."""
+    """Drops what Orbax, asyncio and gcsfs log of an error that is also raised."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        theirs = "orbax" in record.pathname or record.name == "asyncio"
+        theirs = "orbax" in record.pathname or record.name in ("asyncio", "gcsfs")
         failed = record.exc_info or record.levelno >= logging.ERROR
         failed = failed or str(record.msg).startswith("Failed to get metadata")
         return not (theirs and failed)
@@ -57,8 +57,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     absl_logging.set_verbosity(absl_logging.WARNING)
-    for library in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
-        library.addFilter(_SaidOnce())
+    for logger in ("absl", "asyncio", "gcsfs"):
+        logging.getLogger(logger).addFilter(_SaidOnce())
     command_line.log_our_lines()
     # Imported here: worker processes that draw faces import this module, too.
     import jax
@@ -105,7 +105,9 @@ def _dispatch() -> None:
     from hyperface_jax import config as config_lib
     from hyperface_jax import experiment, plan, rehearsal, run_evaluation, train
 
-    workdir = _WORKDIR.value or ""
+    workdir, topology = _WORKDIR.value or "", _TOPOLOGY.value
+    if topology and _MODE.value != "plan":
+        raise ValueError(f"--topology is {topology!r}, expected --mode plan with it")
     if _MODE.value != "plan" and not workdir:
         raise ValueError("--workdir is missing, expected a folder for the run")
     if _MODE.value == "eval":
@@ -115,7 +117,6 @@ def _dispatch() -> None:
         raise ValueError("--config is missing, expected a file such as configs/sfr.py")
     config_lib.validate(_CONFIG.value)
     if _MODE.value == "plan":
-        topology = _TOPOLOGY.value
         devices = rehearsal.devices_of(topology) if topology else None
         run = experiment.create_experiment(_CONFIG.value, devices)
         sys.stdout.write(plan.report(run) + "\n")

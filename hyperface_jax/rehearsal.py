@@ -21,9 +21,12 @@ _PEAKS = {"v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
 
 _COLLECTIVE = re.compile(
     r"= (\S.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
-    r"(?:-start)?\("
+    r"(-start)?\(.*?(channel_id=\d+|$)"
 )
-_SHAPE = re.compile(r"\b(?!u32\[\])([a-z]+)(\d+)\[([\d,]*)\]")
+# Types such as f32 and bf16; u32[] are the tokens of started collectives.
+_ARRAY = re.compile(r"\b(?!u32\[\])[a-z]+(\d+)\[([\d,]*)\]")
+# Started, these two return their operands before what will arrive.
+_WITH_OPERANDS = ("all-gather", "collective-permute")
 
 
 def devices_of(topology: str) -> list[Any]:
@@ -89,20 +92,26 @@ class Collective(NamedTuple):
 def collectives(text: str) -> list[Collective]:
     """Collectives of a compiled program, from its `as_text()`."""
     bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
-    found, block = [], ""
+    # A TPU writes one that runs beside other work several times, with one channel.
+    found: dict[Any, Collective] = {}
+    block = ""
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY")):
             block = line.split()[0].lstrip("%")
         match = _COLLECTIVE.search(line)
         if match:
+            result, kind, started, channel = match.groups()
             arrays = [
                 (tuple(map(int, filter(None, dims.split(",")))), int(bits))
-                for _, bits, dims in _SHAPE.findall(match[1])
+                for bits, dims in _ARRAY.findall(result)
             ]
+            if started and kind in _WITH_OPERANDS:
+                arrays = arrays[len(arrays) // 2 :]
             nbytes = sum(math.prod(shape) * bits // 8 for shape, bits in arrays)
             shapes = tuple(shape for shape, _ in arrays)
-            found.append(Collective(match[2], shapes, nbytes, block in bodies))
-    return found
+            one = Collective(kind, shapes, nbytes, block in bodies)
+            found[(one, channel) if channel else line] = one
+    return list(found.values())
 
 
 def report(run: Experiment, topology: str) -> str:

@@ -44,8 +44,15 @@ def create(path: epath.PathLike) -> epath.Path:
     Raises:
       ValueError: it cannot, with the reason.
     """
-    folder = absolute(path)
-    if folder.exists() and not folder.is_dir():
+    try:
+        folder = absolute(path)
+        exists = folder.exists()
+    except (ImportError, KeyError) as error:  # no library, or none for such addresses
+        reason = error if isinstance(error, ImportError) else "unknown kind of address"
+        raise ValueError(
+            f"workdir {path}: {reason} (gs:// needs pip install -e '.[gcs]')"
+        ) from None
+    if exists and not folder.is_dir():
         raise ValueError(f"workdir {folder}: is a file, expected a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Backbones against the peers' own outputs, and their layers against NumPy."""
+"""Backbones against the peers' own outputs, and how they train."""
 
 import dataclasses
 import json
@@ -12,14 +12,6 @@ import pytest
 
 from hyperface_jax import sharding
 from hyperface_jax.backbones import BACKBONES, create_backbone
-from hyperface_jax.backbones.batch_norm import BatchNorm
-from hyperface_jax.backbones.layers import (
-    Conv,
-    DropPath,
-    PReLU,
-    drop_path_rates,
-    relu,
-)
 from hyperface_jax.backbones.torch_names import to_flax, to_torch
 
 KEY = jax.random.key(0)
@@ -186,142 +178,6 @@ def test_wrong_state_dicts_are_named():
         to_torch(backbone, 32, params, batch_stats)
 
 
-def batch_norm_reference(x, weight, variables, momentum=0.9, epsilon=1e-5):
-    """(output, running mean, running var) in float64."""
-    x = x.astype(np.float64)
-    params, stats = variables["params"], variables["batch_stats"]
-    values = x[weight > 0].reshape(-1, x.shape[-1])
-    mean, var = values.mean(0), values.var(0)
-    y = (x - mean) / np.sqrt(var + epsilon) * params["scale"] + params["bias"]
-    new_mean = momentum * stats["mean"] + (1 - momentum) * mean
-    new_var = momentum * stats["var"] + (1 - momentum) * values.var(0, ddof=1)
-    return y, new_mean, new_var
-
-
-def batch_norm_variables(rng, channels):
-    draw = lambda centre: (centre + 0.2 * rng.standard_normal(channels)).astype("f4")  # noqa: E731
-    return {
-        "params": {"scale": draw(1), "bias": draw(0)},
-        "batch_stats": {"mean": draw(0), "var": draw(1)},
-    }
-
-
-@pytest.mark.parametrize("shape", [(4, 6, 5, 3), (8, 3)])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_batch_norm_in_training(rng, shape, weighted):
-    x = (3 + 2 * rng.standard_normal(shape)).astype(np.float32)
-    variables = batch_norm_variables(rng, 3)
-    weight = np.ones(shape[0], np.float32)
-    if weighted:
-        weight[[0, 2]] = 0
-        x[2] = 1e4
-    y, changed = BatchNorm().apply(
-        variables,
-        x,
-        train=True,
-        weight=jnp.asarray(weight) if weighted else None,
-        mutable=["batch_stats"],
-    )
-    expected, mean, var = batch_norm_reference(x, weight, variables)
-    np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(changed["batch_stats"]["mean"], mean, rtol=1e-5)
-    np.testing.assert_allclose(changed["batch_stats"]["var"], var, rtol=1e-5)
-
-
-def test_batch_norm_in_evaluation(rng):
-    x = rng.standard_normal((4, 2, 2, 3)).astype(np.float32)
-    variables = batch_norm_variables(rng, 3)
-    params, stats = variables["params"], variables["batch_stats"]
-    y = BatchNorm().apply(variables, x, train=False)
-    expected = (x - stats["mean"].reshape(1, 1, 1, 3)) / np.sqrt(stats["var"] + 1e-5)
-    expected = expected * params["scale"] + params["bias"]
-    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_batch_norm_gradient_ignores_unreadable_images(rng):
-    """Same gradients as without those images, even where they hold NaN."""
-    x = rng.standard_normal((5, 4, 4, 3)).astype(np.float32)
-    factor = rng.standard_normal((3, 4, 4, 3)).astype(np.float32)
-    variables = batch_norm_variables(rng, 3)
-    keep = np.array([0, 1, 3])
-
-    def loss(params, x, weight, rows):
-        y, _ = BatchNorm().apply(
-            variables | {"params": params},
-            x,
-            train=True,
-            weight=weight,
-            mutable=["batch_stats"],
-        )
-        return jnp.sum(factor * y[rows] ** 2)
-
-    grad = jax.grad(loss, argnums=(0, 1))
-    _, expected_dx = grad(variables["params"], x[keep], None, np.arange(3))
-    weight = jnp.array([1.0, 1, 0, 1, 0])
-    corrupt = x.copy()
-    corrupt[[2, 4]] = 1e6
-    _, dx = grad(variables["params"], corrupt, weight, keep)
-    np.testing.assert_allclose(dx[keep], expected_dx, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(dx[np.array([2, 4])], 0)
-    corrupt[[2, 4]] = np.nan
-    _, changed = BatchNorm().apply(
-        variables, corrupt, train=True, weight=weight, mutable=["batch_stats"]
-    )
-    assert all(np.isfinite(v).all() for v in jax.tree.leaves(changed))
-
-
-def test_batch_norm_without_any_readable_image(rng):
-    variables = batch_norm_variables(rng, 3)
-    y, changed = BatchNorm().apply(
-        variables,
-        jnp.zeros((4, 2, 2, 3)),
-        train=True,
-        weight=jnp.zeros(4),
-        mutable=["batch_stats"],
-    )
-    assert np.isfinite(y).all()
-    for name, value in variables["batch_stats"].items():
-        np.testing.assert_array_equal(changed["batch_stats"][name], value)
-
-
-def test_batch_norm_far_from_zero(rng):
-    """One pass over the data must not cancel once the running mean is near."""
-    x = (1000 + 0.1 * rng.standard_normal((64, 8, 8, 2))).astype(np.float32)
-    variables = batch_norm_variables(rng, 2)
-    variables["batch_stats"]["mean"] = np.full(2, 999.9, np.float32)
-    y, _ = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
-    expected, _, _ = batch_norm_reference(x, np.ones(64), variables)
-    np.testing.assert_allclose(y, expected, atol=2e-3)
-
-
-@pytest.mark.parametrize("unreadable", [[], [1], [3, 4, 5]])
-def test_batch_norm_of_groups_is_that_of_separate_devices(rng, unreadable):
-    """Outputs of each part alone; running values: the mean of what the parts keep."""
-    x = (3 + 2 * rng.standard_normal((6, 4, 4, 3))).astype(np.float32)
-    weight = np.ones(6, np.float32)
-    weight[unreadable] = 0
-    variables = batch_norm_variables(rng, 3)
-
-    def run(module, rows):
-        return module.apply(
-            variables,
-            x[rows],
-            train=True,
-            weight=jnp.asarray(weight[rows]),
-            mutable=["batch_stats"],
-        )
-
-    y, changed = run(BatchNorm(group=3), slice(0, 6))
-    parts = [run(BatchNorm(), slice(0, 3)), run(BatchNorm(), slice(3, 6))]
-    np.testing.assert_allclose(
-        y, np.concatenate([part for part, _ in parts]), rtol=1e-5, atol=1e-5
-    )
-    kept = [part["batch_stats"] for _, part in parts[: 1 if 5 in unreadable else 2]]
-    for name in ("mean", "var"):
-        want = np.mean([stats[name] for stats in kept], axis=0)
-        np.testing.assert_allclose(changed["batch_stats"][name], want, rtol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["sfnet10_bn", "iresnet18"])
 def test_a_network_of_groups_is_two_networks(rng, name):
     """Every BatchNorm of a network follows the choice."""
@@ -355,51 +211,6 @@ def test_statistics_of_groups_within_a_device_do_not_travel(group, travels):
     program = jax.jit(embed, out_shardings=sharding.batch_sharding(mesh))
     text = program.lower(params, stats, images).compile().as_text()
     assert ("all-reduce" in text) == travels
-
-
-def test_a_group_that_does_not_divide_the_batch(rng):
-    variables = batch_norm_variables(rng, 3)
-    with pytest.raises(ValueError, match="group is 4, expected a divisor of the 6"):
-        BatchNorm(group=4).apply(
-            variables, jnp.zeros((6, 3)), train=True, mutable=["batch_stats"]
-        )
-
-
-def test_batch_norm_refuses_a_single_value():
-    module = BatchNorm()
-    variables = module.init(KEY, jnp.zeros((1, 3)), train=False)
-    with pytest.raises(ValueError, match="1 value a channel"):
-        module.apply(variables, jnp.zeros((1, 3)), train=True, mutable=["batch_stats"])
-
-
-def test_frozen_scale_gets_no_gradient(rng):
-    x = rng.standard_normal((4, 3)).astype(np.float32)
-    variables = batch_norm_variables(rng, 3)
-    for frozen in (False, True):
-        module = BatchNorm(frozen_scale=frozen)
-        params = variables["params"]
-        _, vjp = jax.vjp(
-            lambda p, m=module: m.apply({**variables, "params": p}, x, train=False),
-            params,
-        )
-        (grads,) = vjp(jnp.ones_like(x))
-        assert (np.abs(grads["scale"]).max() == 0) == frozen
-        assert np.abs(grads["bias"]).max() > 0
-
-
-def test_prelu_has_one_slope_a_channel():
-    x = jnp.array([[-1.0, -2.0], [3.0, 4.0]])
-    initial = PReLU().init(KEY, 2)["params"]["slope"]
-    np.testing.assert_array_equal(initial, [0.25, 0.25])
-    prelu = PReLU().apply({"params": {"slope": jnp.array([0.1, -0.5])}}, 2)
-    np.testing.assert_allclose(prelu(x), [[-0.1, 1.0], [3.0, 4.0]])
-
-
-def test_relu_is_jax_s_and_does_not_hide_nan():
-    x = jnp.array([-1.0, 0.0, 2.0, jnp.nan])
-    np.testing.assert_array_equal(relu(x), jax.nn.relu(x))
-    slope = jax.grad(lambda x: jnp.sum(relu(x)))(x[:3])
-    np.testing.assert_array_equal(slope, [0, 0, 1])
 
 
 def kept(backbone, images):
@@ -450,26 +261,6 @@ def test_rematerialised_blocks_give_the_same_gradient_from_less(name, rng):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results
     )
     assert sizes[1] < 0.7 * sizes[0]
-
-
-def test_strided_convolution_pads_both_sides():
-    """PyTorch's padding 1 and not "SAME", which would pad the end only."""
-    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-    kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1)  # looks one up and one left
-    y = Conv(1, stride=2).apply({"params": {"kernel": kernel}}, x)
-    np.testing.assert_array_equal(y[0, :, :, 0], [[0, 0], [0, 5]])
-
-
-def test_drop_path_drops_whole_examples():
-    assert drop_path_rates(0.4, 5) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    assert drop_path_rates(0.4, 0) == []
-    x = jnp.ones((4000, 2, 1))
-    module = DropPath(0.25)
-    assert module.apply({}, x, train=False) is x
-    y = module.apply({}, x, train=True, rngs={"dropout": KEY})
-    np.testing.assert_array_equal(y[:, :1], y[:, 1:])
-    np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
-    assert np.mean(y) == pytest.approx(1, abs=0.03)
 
 
 def test_initial_values_have_the_published_spread():

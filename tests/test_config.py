@@ -201,6 +201,16 @@ def test_resume_rules():
         config_lib.check_resumable(saved, c)
 
 
+def test_a_run_from_before_a_key_can_be_resumed():
+    c = resolved(changed())
+    saved = c.to_dict()
+    del saved["head"]["precision"], saved["backbone"]["batch_norm_group"]
+    assert config_lib.check_resumable(saved, c) == []
+    other = resolved(changed(backbone__batch_norm_group=1))
+    with pytest.raises(ValueError, match=r"batch_norm_group was 0 and is 1"):
+        config_lib.check_resumable(saved, other)
+
+
 def test_a_saved_config_loads_as_it_was(tmp_path):
     c = resolved(changed(head__margin_steps=(1, 2), head__margin_schedule="stairs"))
     workdir.write_json(tmp_path / "config.json", {"config": c.to_dict()})

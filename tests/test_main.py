@@ -66,6 +66,18 @@ def test_a_wrong_flag_is_one_line(arguments, message, tmp_path):
             f"error: workdir {ROOT / 'README.md'}: is a file, expected a folder",
         ),
         (
+            ["--config=configs/sfr.py", "--workdir=az://container/run"],
+            "error: workdir az://container/run: Install adlfs",
+        ),
+        (
+            ["--config=configs/sfr.py", "--workdir=hdfs://host/run"],
+            "error: workdir hdfs://host/run: unknown kind of address",
+        ),
+        (
+            ["--config=configs/sfr.py", "--workdir=/tmp", "--topology=v5e:2x2"],
+            "error: --topology is 'v5e:2x2', expected --mode plan with it",
+        ),
+        (
             [
                 "--config=configs/lfw.py",
                 "--workdir=/tmp",

@@ -3,8 +3,9 @@
 import jax
 import pytest
 import toy
+from test_config import load_file
 
-from hyperface_jax import backbones, experiment, plan, rehearsal
+from hyperface_jax import backbones, costs, experiment, plan, rehearsal
 from hyperface_jax import config as config_lib
 
 
@@ -31,7 +32,7 @@ def run_of(tmp_path, **keys):
     ],
 )
 def test_counts_are_the_published_ones(name, parameters, macs):
-    counts = plan.count_backbone(backbones.create_backbone(name), 112, 2)
+    counts = costs.count_backbone(backbones.create_backbone(name), 112, 2)
     assert counts.parameters / 1e6 == pytest.approx(parameters, abs=0.02)
     assert counts.flops / 2e9 == pytest.approx(macs, rel=0.02)
 
@@ -57,7 +58,7 @@ def test_memory_against_the_compiled_step(keys, tolerance, tmp_path):
     """State to the byte; all together near the compiler's own account."""
     run = run_of(tmp_path, train__batch_size=64, **keys)
     at_once = run.config.train.batch_size // run.mesh.size
-    counts = plan.count_backbone(run.backbone, 64, at_once)
+    counts = costs.count_backbone(run.backbone, 64, at_once)
     parts = plan.memory(run, counts)
     found = rehearsal.compile_step(run).memory_analysis()
     kept = ("backbone", "prototypes", "optimizer", "moving average and statistics")
@@ -103,7 +104,7 @@ def test_sampling_needs_the_gradient_of_its_share_only(tmp_path):
     whole, share = (
         plan.memory(
             run_of(tmp_path, head__sample_rate=rate, **keys),
-            plan.BackboneCounts(0, 0.0, 0),
+            costs.BackboneCounts(0, 0.0, 0),
         )
         for rate in (1.0, 0.25)
     )
@@ -128,13 +129,15 @@ def test_a_chunk_larger_than_memory_is_refused(tmp_path, monkeypatch):
         plan.check_head(run)
 
 
-def test_published_recipes_say_where(tmp_path):
-    from configs import baselines, sfr
+def test_published_recipes_say_where():
+    def source(name, argument):
+        return load_file(name).get_config(argument).source
 
-    assert "spherefacer" in sfr.get_config("data=vggface2").source
-    assert sfr.get_config("data=vggface2,variant=v1").source == ""
-    assert sfr.get_config("data=ms1m").source == ""
-    assert "arcface_torch" in baselines.get_config("recipe=insightface").source
+    assert "spherefacer" in source("sfr", "data=vggface2")
+    assert source("sfr", "data=vggface2,variant=v1") == ""
+    assert source("sfr", "data=ms1m") == ""
+    assert "arcface_torch" in source("baselines", "recipe=insightface")
+    assert source("baselines", "recipe=insightface,data=casia") == ""
 
 
 def test_a_slice_that_does_not_exist_is_one_line():
@@ -149,3 +152,26 @@ def test_rehearsal_reads_the_compiled_step(tmp_path):
     assert "compiled for v5e:2x2, 4 devices (not run)" in text
     assert "all-gather" in text
     assert "a step takes at least" in text
+
+
+def test_collectives_as_a_tpu_writes_them():
+    """Layouts with brackets, tokens, operands beside results, one op three times."""
+    fused = "= f32[4,1,256]{2,1,0:T(1,128)} all-gather(%p.1), channel_id=1, dims={0}"
+    text = f"""
+%beside_other_work.1 (p: f32[1,256]) -> f32[4,1,256] {{
+  %all-gather.10 {fused}
+%beside_other_work.2 (p: f32[1,256]) -> f32[4,1,256] {{
+  %all-gather.12 {fused}
+%loop.3 (p: bf16[8]) -> bf16[8] {{
+  %all-reduce.4 = (bf16[8]{{0:T(8)S(1)}}, f32[]{{:T(128)}}) all-reduce(%p), channel_id=2
+ENTRY %main.5 {{
+  %w = (bf16[8]) while(%p), condition=%c, body=%loop.3
+  %collective-permute-start = (f32[2,3]{{1,0}}, f32[2,3]{{1,0:S(1)}}, u32[]{{:S(2)}}, \
+u32[]{{:S(2)}}) collective-permute-start(%p), channel_id=3
+  %collective-permute-done = f32[2,3]{{1,0}} collective-permute-done(%x)
+"""
+    assert rehearsal.collectives(text) == [
+        rehearsal.Collective("all-gather", ((4, 1, 256),), 4096, False),
+        rehearsal.Collective("all-reduce", ((8,), ()), 20, True),
+        rehearsal.Collective("collective-permute", ((2, 3),), 24, False),
+    ]

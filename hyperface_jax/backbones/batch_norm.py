@@ -2,6 +2,10 @@
 
 Flax's BatchNorm keeps the biased variance as its running value; PyTorch's, and so every
 published face network, the unbiased one. B examples, C channels, G groups of examples.
+
+What is elementwise on whole feature maps stands under `jax.checkpoint`: the backward
+pass computes it again from what the convolution left, in that array's dtype, instead of
+keeping float32 copies.
 """
 
 import math
@@ -13,10 +17,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from hyperface_jax.backbones.layers import Initializer, per_channel
-
-# For elementwise work on whole feature maps. The backward pass computes it again from
-# what the convolution left, in that array's dtype, instead of keeping float32 copies.
-_computed_again = jax.checkpoint
 
 
 class BatchNorm(nn.Module):
@@ -90,7 +90,7 @@ class BatchNorm(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
 
-        @_computed_again
+        @jax.checkpoint
         def normalise(x, mean, factor, bias):
             y = (x.astype(jnp.float32) - _per_row(mean, x)) * _per_row(factor, x)
             return activation(y + per_channel(bias, x.ndim)).astype(x.dtype)
@@ -128,7 +128,7 @@ def group_moments(
     )
 
 
-@_computed_again
+@jax.checkpoint
 def batch_moments(
     x: Float[Array, "B ... C"],
     weight: Float[Array, " B"] | None,
