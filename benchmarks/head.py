@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hyperface_jax import (
+    class_vectors,
     classifier,
     geometry,
     optimizer,
@@ -32,8 +33,8 @@ from hyperface_jax import (
 MARGIN, SCALE, LOSS_WEIGHT = 1.4, 60.0, 50.0
 
 
-def loss_of(classes: int, chunk: int = 0) -> classifier.LossFn:
-    return classifier.make_loss_fn(
+def loss_of(classes: int, chunk: int = 0) -> classifier.Head:
+    return classifier.Head(
         "sphereface_r_v2",
         num_classes=classes,
         scale=SCALE,
@@ -102,7 +103,7 @@ def memory_table(counts: list[int], batch: int, dim: int) -> str:
         "|---:|---:|---:|---:|---|",
     ]
     for classes in counts:
-        rows = classifier.padded_classes(classes, 4096)
+        rows = class_vectors.padded_classes(classes, 4096)
         dense = megabytes(classes, rows, batch, dim, rows)
         size = streaming.choose_chunk(batch, rows, streaming.CHUNK_ELEMENTS // batch)
         chunks = megabytes(classes, rows, batch, dim, size)
@@ -115,7 +116,7 @@ def memory_table(counts: list[int], batch: int, dim: int) -> str:
 
 def time_table(classes: int, batch: int, dim: int, rounds: int) -> str:
     rng = np.random.default_rng(0)
-    rows = classifier.padded_classes(classes, 4096)
+    rows = class_vectors.padded_classes(classes, 4096)
     x = rng.standard_normal((batch, dim), np.float32)
     w = rng.standard_normal((rows, dim), np.float32)
     w /= np.linalg.norm(w, axis=1, keepdims=True)
@@ -163,7 +164,7 @@ def sampled_table(classes: int, rate: float, batch: int, dim: int, rounds: int) 
 
     State is donated, as in training: one copy of prototypes and momentum.
     """
-    rows = classifier.padded_classes(classes, 4096)
+    rows = class_vectors.padded_classes(classes, 4096)
     loss_fn = loss_of(classes)
     part = optimizer.PartSettings()
     tx = optimizer.make_optimizer(

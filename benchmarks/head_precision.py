@@ -37,7 +37,7 @@ def make_data(a, seed=0):
 
 
 def loss_of(a, products, dtype):
-    loss = classifier.make_loss_fn(
+    loss = classifier.Head(
         a.loss,
         num_classes=a.classes,
         scale=a.scale,

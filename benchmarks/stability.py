@@ -129,6 +129,16 @@ def scale_of(cell: Cell, num_classes: int) -> tuple[float, bool]:
     return min(wanted, LARGEST_SCALE), wanted > LARGEST_SCALE
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stretched(classifier.Head):
+    """A head that sees embeddings times `gain`."""
+
+    gain: jax.Array | float = 1.0
+
+    def __call__(self, embeddings, *others):
+        return super().__call__(self.gain * embeddings, *others)
+
+
 class Trainer:
     """Trains cells on images that are held in memory; compiles once a kind."""
 
@@ -198,7 +208,9 @@ class Trainer:
                 train_state.init_train_state,
                 backbone=self.backbone,
                 image_size=self.budget.image_size,
-                num_classes=self.num_classes,
+                head=classifier.Head(
+                    "normface", self.num_classes, schedules.constant(0.0)
+                ),
                 class_multiple=1,
                 prototype_init="xavier_normal",
                 unit_prototypes=True,
@@ -219,8 +231,9 @@ class Trainer:
 
         def step(state, images, labels, m, s, gain):
             nfn = kind.norm == "nfn"
-            loss_fn = classifier.make_loss_fn(
+            head = _Stretched(
                 kind.loss,
+                gain=gain,
                 num_classes=self.num_classes,
                 norm=kind.norm,
                 scale=s,
@@ -232,7 +245,7 @@ class Trainer:
             update = train_step.make_train_step(
                 backbone=self.backbone,
                 augment=augmented,
-                loss_fn=lambda x, *others: loss_fn(gain * x, *others),
+                head=head,
                 tx=self._tx,
                 learning_rate=self._rate,
                 margin=lambda _: m,

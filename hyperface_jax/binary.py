@@ -1,4 +1,6 @@
-"""SphereFace2: a binary classification for each class instead of a softmax over all.
+"""A binary classification for each class instead of a softmax over all.
+
+SphereFace2:
 
 L_i = lw/r · Σ_j α_ij · BCE(z_ij),  z = r·h(cos θ_j) + b, with α for the example's own
 class and 1 - α for each other one, and a bias b that all classes share and that is
@@ -10,6 +12,7 @@ similarities of other classes:
     M (multiplicative)      g(cos min(mθ, π)), g(c)
 
 SphereFace2 (Wen et al., ICLR 2022), after OpenSphere's `model/head/sphereface2.py`.
+UniFace (Zhou et al., ICCV 2023), its unified cross-entropy, after its `head.py`.
 """
 
 import math
@@ -20,10 +23,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hyperface_jax import geometry
+from hyperface_jax import class_loss
+from hyperface_jax.class_loss import ClassLoss, Prototypes, normalized, report
 from hyperface_jax.class_sums import ClassSums
-from hyperface_jax.geometry import Scalar
-from hyperface_jax.losses import ClassLoss, Examples, report
+from hyperface_jax.geometry import Scalar, clip_official
 from hyperface_jax.margins import CLAMP, MARGINS, Clamp, Detach, MarginContext
 from hyperface_jax.precision import FLOAT32, Products
 
@@ -68,14 +71,20 @@ def similarity(cos: Float[Array, "..."], t: float) -> Float[Array, "..."]:
 
 
 def initial_bias(
-    variant: str, m: float, num_classes: int, *, scale: float, t: float, alpha: float
+    variant: str,
+    m: float,
+    num_classes: int | float,
+    *,
+    scale: float,
+    t: float,
+    alpha: float,
 ) -> float:
     """The b with which all classes weigh equally where all angles are right.
 
     Args:
       variant: a name of `VARIANTS`.
       m: the margin.
-      num_classes: C, at least 2.
+      num_classes: C, at least 2; with sampling those that a step sees.
       scale: r.
       t: exponent of g.
       alpha: weight of the own class.
@@ -103,7 +112,9 @@ def sphereface2(
     alpha: float = 0.7,
     detach: Detach = "cosine",
     clamp: Clamp = "exact",
+    prototype_norm: Prototypes = "project",
     loss_weight: Scalar = 10.0,
+    divide_by_scale: bool = True,
     products: Products = FLOAT32,
 ) -> ClassLoss:
     """SphereFace2 as a loss over classes, for `losses.dense` and `streaming`.
@@ -118,7 +129,9 @@ def sphereface2(
       detach: "cosine": the gradient of h is that of the plain cosine (official).
         "none": it runs through margin and g.
       clamp: see `margins.angular_functions`.
-      loss_weight: lw; the loss is divided by r.
+      prototype_norm: see `losses.hyperspherical_softmax`.
+      loss_weight: lw.
+      divide_by_scale: lw/r instead of lw (official).
       products: precision of the head's matrix products.
     """
     _check(variant, t, alpha)
@@ -126,17 +139,14 @@ def sphereface2(
         raise ValueError(f"detach is {detach!r}, expected 'none' or 'cosine'")
     if clamp not in CLAMP:
         raise ValueError(f"clamp is {clamp!r}, expected one of {CLAMP}")
+    class_loss.check_prototype_norm(prototype_norm)
     row = VARIANTS[variant]
-
-    def prepare(embeddings):
-        embeddings = geometry.at_least_float32(embeddings)
-        norms = geometry.magnitude(embeddings)
-        return Examples(geometry.l2_normalize(embeddings), norms)
+    weight = loss_weight / scale if divide_by_scale else loss_weight
 
     def logits(examples, prototypes, target_cos, is_target):
         del target_cos
-        cos = geometry.cosines(examples.vectors, prototypes, products)
-        bounded = geometry.clip_official(cos) if clamp == "official" else cos
+        cos = class_loss.unit_cosines(examples, prototypes, prototype_norm, products)
+        bounded = clip_official(cos) if clamp == "official" else cos
 
         def g(c):
             return similarity(c, t)
@@ -155,11 +165,67 @@ def sphereface2(
         return jnp.where(is_target, own, (1 - alpha) * jax.nn.softplus(z))
 
     def finish(examples, sums: ClassSums):
-        loss = loss_weight / scale * sums.added
-        aux = report(examples.norms, sums, jax.nn.softplus(-sums.target_logit))
-        return loss, aux | {"penalty": 0 * examples.norms}
+        return _weighted(weight, examples, sums)
 
-    return ClassLoss(prepare, logits, finish, terms=terms)
+    return ClassLoss(normalized, logits, finish, terms=terms)
+
+
+def uniface_bias(num_classes: float) -> float:
+    """The official b at the start, ln(10·C), C the classes that a step sees."""
+    return math.log(10 * num_classes)
+
+
+def uniface(
+    *,
+    context: MarginContext,
+    bias: Scalar,
+    scale: Scalar = 64.0,
+    negatives: float = 1.0,
+    prototype_norm: Prototypes = "project",
+    loss_weight: Scalar = 1.0,
+    divide_by_scale: bool = False,
+    products: Products = FLOAT32,
+) -> ClassLoss:
+    """Unified cross-entropy: one threshold b/s for all positives and negatives.
+
+    L_i = softplus(-(s(cos θ_y - m) - b)) + l·Σ_{j≠y} softplus(s·cos θ_j - b), both
+    arguments clipped to ±s. It has no other gradient than that of the plain cosine.
+
+    Args:
+      context: the margin in force.
+      bias: b, a scalar; trained like a weight, from `uniface_bias`.
+      scale: s.
+      negatives: l, weight of the other classes.
+      prototype_norm: see `losses.hyperspherical_softmax`.
+      loss_weight: lw.
+      divide_by_scale: lw/s instead of lw.
+      products: precision of the head's matrix products.
+    """
+    class_loss.check_prototype_norm(prototype_norm)
+    if not negatives > 0:
+        raise ValueError(f"negatives of UniFace is {negatives}, expected more than 0")
+    weight = loss_weight / scale if divide_by_scale else loss_weight
+
+    def logits(examples, prototypes, target_cos, is_target):
+        del target_cos
+        cos = class_loss.unit_cosines(examples, prototypes, prototype_norm, products)
+        moved = jnp.where(is_target, cos - context.margin, cos)
+        return jnp.clip(scale * moved - bias, -scale, scale), cos
+
+    def terms(z, is_target):
+        own = jax.nn.softplus(-z)
+        return jnp.where(is_target, own, negatives * jax.nn.softplus(z))
+
+    def finish(examples, sums: ClassSums):
+        return _weighted(weight, examples, sums)
+
+    return ClassLoss(normalized, logits, finish, terms=terms)
+
+
+def _weighted(weight: Scalar, examples, sums: ClassSums) -> tuple[Array, dict]:
+    """The loss [B] and aux; `probability` is the sigmoid of the own class's z."""
+    aux = report(examples.norms, sums, jax.nn.softplus(-sums.target_logit))
+    return weight * sums.added, aux | {"penalty": 0 * examples.norms}
 
 
 def _check(variant: str, t: float, alpha: float) -> None:

@@ -1,12 +1,14 @@
-"""The head: class vectors and the loss over them, as one function of the step.
+"""The head: class vectors and the loss over them, as one object for the step.
 
-`make_loss_fn` binds everything static (margin, normalisation, schedules) and returns
-`(embeddings, labels, prototypes, step) -> (loss [B], aux)`, which is all that the train
-step knows of a loss.
+A `Head` holds everything static (margin, normalisation, schedules); called, it is the
+loss, which is all that the train step knows of it. What a loss trains besides the class
+vectors (a bias) and what it remembers (running means) are arrays in the train state.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,93 +16,57 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from hyperface_jax import (
+    class_rows,
+    family,
     geometry,
     losses,
     magnitudes,
     margins,
     precision,
+    regularizers,
     schedules,
     streaming,
+    variational,
 )
+from hyperface_jax.adaptive import Seen
+from hyperface_jax.class_loss import Aux, ClassLoss, Prototypes
+from hyperface_jax.family import Member
 from hyperface_jax.sharding import AXES
 
 PLAIN_SOFTMAX = "plain_softmax"
-LOSSES = (PLAIN_SOFTMAX, *margins.MARGINS)
-INITS = ("xavier_normal", "normal")
-
-LossFn = Callable[..., tuple[Array, losses.Aux]]
-"""(embeddings [B, D], labels [B], prototypes [R, D], step, ids [R] or None) ->
-(loss [B], aux)"""
+LOSSES = (PLAIN_SOFTMAX, *family.NAMES)
 
 
-def padded_classes(num_classes: int, multiple: int) -> int:
-    """Rows of the prototype array: the next multiple, whatever the mesh.
+class Carried(NamedTuple):
+    """What the train step hands to a loss besides embeddings and class vectors.
 
-    A fixed multiple, rather than the number of devices, lets a checkpoint be restored
-    on any number of devices.
+    Attributes:
+      trained: the head's other parameters, {"bias": scalar} or {}.
+      memory: what the loss remembers, or {}.
+      weight: [B], 0 for examples that take no part, or None for all.
+      key: random key of the step, or None; ElasticFace draws with it.
     """
-    return -(-num_classes // multiple) * multiple
+
+    trained: Mapping[str, Array] = {}
+    memory: Mapping[str, Any] = {}
+    weight: Array | None = None
+    key: Array | None = None
 
 
-def init_prototypes(
-    key: Array,
-    *,
-    num_classes: int,
-    rows: int,
-    embedding_dim: int,
-    init: str = "xavier_normal",
-    unit: bool = True,
-) -> Array:
-    """Class vectors [rows, D] in float32; rows beyond `num_classes` are padding, 0.
-
-    Args:
-      key: random key.
-      num_classes: C, the number of identities.
-      rows: C rounded up by `padded_classes`.
-      embedding_dim: D.
-      init: "xavier_normal", σ = √(2/(D+C)) (OpenSphere), or "normal", σ = .01
-        (InsightFace). Directions are the same; lengths matter without "project".
-      unit: normalise the rows, as "project" needs.
-    """
-    if init not in INITS:
-        raise ValueError(f"prototype init is {init!r}, expected one of {INITS}")
-    xavier = (2 / (embedding_dim + num_classes)) ** 0.5
-    sigma = xavier if init == "xavier_normal" else 0.01
-    w = sigma * jax.random.normal(key, (rows, embedding_dim), jnp.float32)
-    if unit:
-        w = geometry.l2_normalize(w)
-    return jnp.where(jnp.arange(rows)[:, None] < num_classes, w, 0)
+NOTHING_CARRIED = Carried()
 
 
-def make_loss_fn(
-    loss: str,
-    *,
-    num_classes: int,
-    norm: str = "hfn",
-    scale: float = 30.0,
-    margin: schedules.Schedule,
-    annealing: schedules.Schedule | None = None,
-    penalty: str = "l1",
-    penalty_strength: float = 0.01,
-    detach: margins.Detach = "cosine",
-    clamp: margins.Clamp = "exact",
-    interclass_filter: float = 0.0,
-    prototype_norm: losses.Prototypes = "project",
-    loss_weight: float = 1.0,
-    divide_by_scale: bool = True,
-    products: precision.Products = precision.FLOAT32,
-    chunk: int = 0,
-    mesh: Mesh | None = None,
-    class_axes: tuple[str, ...] = AXES,
-) -> LossFn:
-    """Binds a loss to its settings.
+@dataclass(frozen=True)
+class Head:
+    """A loss, bound to its settings.
 
-    Args:
+    Attributes:
       loss: a name of `LOSSES`.
       num_classes: C; further rows of the prototypes are padding and masked out.
+      margin: step -> m.
+      constants: the loss's own, see `family.constants_of`; default: published.
       norm: "hfn", "nfn" or "sfn".
       scale: s of HFN and SFN.
-      margin: step -> m.
       annealing: step -> λ of SphereFace 2017, or None.
       penalty: SFN's "l1" or "l2".
       penalty_strength: SFN's t.
@@ -111,55 +77,189 @@ def make_loss_fn(
       loss_weight: lw.
       divide_by_scale: lw/s instead of lw.
       products: precision of the matrix products.
+      sample_rate: share of the classes that a step sees; for biases before training.
       chunk: classes at a time, see `streaming.choose_chunk`.
       mesh: see `streaming.evaluate`.
       class_axes: see `streaming.evaluate`.
-
-    Returns:
-      (embeddings [B, D], labels [B], prototypes [rows, D], step, ids) ->
-      (loss [B], aux); `ids` are the classes of the rows where they are not all.
     """
-    if loss == PLAIN_SOFTMAX:
 
-        def loss_of(context):
-            del context
-            return losses.plain(loss_weight=loss_weight, products=products)
-    else:
-        settings: dict[str, Any] = {
-            "margin": margins.get_margin(loss),
-            "magnitude": _magnitude(norm, scale, penalty, penalty_strength),
-            "detach": detach,
-            "clamp": clamp,
-            "interclass_filter": interclass_filter,
-            "prototype_norm": prototype_norm,
-            "loss_weight": loss_weight,
-            "divide_by_scale": divide_by_scale,
-            "products": products,
-        }
+    loss: str
+    num_classes: int
+    margin: schedules.Schedule
+    constants: Mapping[str, float] = field(default_factory=dict)
+    norm: str = "hfn"
+    scale: float = 30.0
+    annealing: schedules.Schedule | None = None
+    penalty: str = "l1"
+    penalty_strength: float = 0.01
+    detach: margins.Detach = "cosine"
+    clamp: margins.Clamp = "exact"
+    interclass_filter: float = 0.0
+    prototype_norm: Prototypes = "project"
+    loss_weight: float = 1.0
+    divide_by_scale: bool = True
+    products: precision.Products = precision.FLOAT32
+    sample_rate: float = 1.0
+    chunk: int = 0
+    mesh: Mesh | None = None
+    class_axes: tuple[str, ...] = AXES
 
-        def loss_of(context):
-            return losses.hyperspherical(context=context, **settings)
-
-    def loss_fn(embeddings, labels, prototypes, step, ids=None):
-        dtype = geometry.at_least_float32(embeddings).dtype
-        context = margins.MarginContext(
-            margin=jnp.asarray(margin(step), dtype),
-            annealing=jnp.asarray(annealing(step) if annealing else 0.0, dtype),
+    def __post_init__(self) -> None:
+        """Raises a ValueError where the loss has no form for these settings."""
+        self.member.check(
+            self.loss, self.norm, self.interclass_filter, self.sample_rate
         )
+        _magnitude(self.norm, self.scale, self.penalty, self.penalty_strength)
+
+    @cached_property
+    def member(self) -> Member:
+        """The loss's row of the family; of plain softmax NormFace's, without a part."""
+        plain = self.loss == PLAIN_SOFTMAX
+        return family.member("normface" if plain else self.loss, **self.constants)
+
+    @property
+    def centres(self) -> int:
+        """Class vectors of each class."""
+        return self.member.centres
+
+    def __call__(
+        self,
+        embeddings: Array,
+        labels: Array,
+        prototypes: Array,
+        step: Any,
+        ids: Array | None = None,
+        carried: Carried = NOTHING_CARRIED,
+    ) -> tuple[Array, Aux]:
+        """The loss of each example.
+
+        Args:
+          embeddings: [B, D], not normalised.
+          labels: [B].
+          prototypes: [R, D], or [R, centres, D].
+          step: updates done; the time of schedules.
+          ids: [R], classes of the rows where they are not all.
+          carried: see `Carried`.
+
+        Returns:
+          (loss [B], aux as `losses.hyperspherical_softmax`); aux has "seen", too, for
+          losses that remember.
+        """
+        member, aux = self.member, {}
+        m = jnp.asarray(self.margin(step), geometry.at_least_float32(embeddings).dtype)
+        annealing = jnp.asarray(self.annealing(step) if self.annealing else 0, m.dtype)
+        context = margins.MarginContext(margin=m, annealing=annealing)
+        force: dict[str, Any] = {"context": context}
+        given: dict[str, Array] = {}
+        if member.binary:
+            force["bias"] = carried.trained["bias"].astype(m.dtype)
+        if member.memory or member.given or member.variational:
+            seen = self._look(embeddings, labels, prototypes, ids, carried)
+            aux["seen"] = seen
+            memory: Any = carried.memory
+            if member.memory:
+                memory = member.memory.update(memory, seen)
+            if member.own_scale:
+                force["scale"] = memory["scale"].astype(m.dtype)
+            if member.given:
+                given = member.given(seen, memory, m, carried.key)
+        if member.variational:
+            prototypes = variational.mixed(
+                prototypes, carried.memory, member.variational, step
+            )
+        where = (embeddings, labels, prototypes, ids)
+        values, report = self._evaluate(self._class_loss, force, *where, given)
+        if member.energy:
+            values = values + member.energy * self._energy(*where[1:], carried.weight)
+        return values, report | aux
+
+    def trained(self) -> dict[str, Array]:
+        """The parameters besides the class vectors, before the first step."""
+        if not self.member.binary:
+            return {}
+        classes = max(self.sample_rate * self.num_classes, 2)
+        with jax.ensure_compile_time_eval():
+            m = float(self.margin(jnp.int32(0)))
+        return {"bias": jnp.float32(self.member.binary.bias(m, classes, self.scale))}
+
+    def memory(self, rows: int, dim: int) -> dict[str, Any]:
+        """What the loss remembers before the first step; prototypes are [rows, dim]."""
+        member = self.member
+        if member.variational:
+            return variational.empty(rows, dim)
+        values = member.memory.init(self.num_classes) if member.memory else {}
+        return {name: jnp.float32(value) for name, value in values.items()}
+
+    def remember(self, memory: Any, seen: Seen, step: Any) -> Any:
+        """The memory after a step that has `seen` the whole batch."""
+        if self.member.variational:
+            return variational.remembered(memory, seen, step, **self._mesh)
+        return self.member.memory.update(memory, seen) if self.member.memory else memory
+
+    @property
+    def _mesh(self) -> dict[str, Any]:
+        return {"mesh": self.mesh, "class_axes": self.class_axes}
+
+    def _class_loss(self, force: dict[str, Any]) -> ClassLoss:
+        """The loss with what is in force at this step: context, bias, scale."""
+        if self.loss == PLAIN_SOFTMAX:
+            return losses.plain(loss_weight=self.loss_weight, products=self.products)
+        settings: dict[str, Any] = {
+            "detach": self.detach,
+            "clamp": self.clamp,
+            "prototype_norm": self.prototype_norm,
+            "products": self.products,
+            "loss_weight": self.loss_weight,
+            "divide_by_scale": self.divide_by_scale,
+        }
+        if self.member.binary:
+            return self.member.binary.loss(**force, scale=self.scale, **settings)
+        scale = force.get("scale", self.scale)
+        return losses.hyperspherical(
+            margin=self.member.margin,
+            context=force["context"],
+            magnitude=_magnitude(self.norm, scale, self.penalty, self.penalty_strength),
+            interclass_filter=self.interclass_filter,
+            **settings,
+        )
+
+    def _evaluate(self, loss_of, force, embeddings, labels, prototypes, ids, given):
         return streaming.evaluate(
             loss_of,
-            context,
+            force,
             embeddings,
             labels,
             prototypes,
-            num_classes=num_classes,
+            num_classes=self.num_classes,
             ids=ids,
-            chunk=chunk,
-            mesh=mesh,
-            class_axes=class_axes,
+            given=given,
+            chunk=self.chunk,
+            **self._mesh,
         )
 
-    return loss_fn
+    def _look(self, embeddings, labels, prototypes, ids, carried: Carried) -> Seen:
+        """What the loss asks for before it is computed; no gradient."""
+        embeddings, prototypes = jax.lax.stop_gradient(
+            (geometry.at_least_float32(embeddings), prototypes)
+        )
+        norms = geometry.magnitude(embeddings)
+        weight = jnp.ones_like(norms) if carried.weight is None else carried.weight
+        seen = Seen(embeddings, norms, labels, weight)
+        if "target_cos" in self.member.looks_at:
+            own = class_rows.take(prototypes, labels, ids=ids, **self._mesh)
+            seen = seen._replace(target_cos=geometry.own_cosines(embeddings, own))
+        if "others" in self.member.looks_at:
+            scale = carried.memory["scale"].astype(norms.dtype)
+            others, _ = self._evaluate(
+                losses.of_the_others, scale, embeddings, labels, prototypes, ids, {}
+            )
+            seen = seen._replace(others=others)
+        return seen
+
+    def _energy(self, labels, prototypes, ids, weight: Array | None) -> Array:
+        own = class_rows.take(prototypes, labels, ids=ids, **self._mesh)
+        kept = jnp.ones(len(labels), bool) if weight is None else weight > 0
+        return regularizers.minimum_hyperspherical_energy(own, labels, kept)
 
 
 def _magnitude(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from hyperface_jax import (
     augment,
-    classifier,
+    class_vectors,
     hosts,
     optimizer,
     precision,
@@ -31,6 +31,7 @@ from hyperface_jax import (
     config as config_lib,
 )
 from hyperface_jax.backbones import Backbone, create_backbone
+from hyperface_jax.classifier import PLAIN_SOFTMAX, Head
 from hyperface_jax.config import Config
 from hyperface_jax.data import caching, orders, pipeline, splits
 from hyperface_jax.data.evaluation_set import EvaluationSet
@@ -179,10 +180,11 @@ def create_experiment(
         frozen=backbone.frozen,
         **_without(c.optimizer, "backbone", "prototypes"),
     )
+    head = _head(c, train_set.num_classes, margin, mesh)
     step = train_step.make_train_step(
         backbone=backbone,
         augment=augment.make_augment(augment.AugmentSettings(**c.augment)),
-        loss_fn=_loss_fn(c, train_set.num_classes, margin, mesh),
+        head=head,
         tx=tx,
         learning_rate=learning_rate,
         margin=margin,
@@ -194,8 +196,8 @@ def create_experiment(
     init = functools.partial(
         train_state.init_train_state,
         backbone=backbone,
+        head=head,
         image_size=c.data.image_size,
-        num_classes=train_set.num_classes,
         class_multiple=c.head.class_multiple,
         prototype_init=c.head.prototype_init,
         unit_prototypes=_prototype_norm(c) == "project",
@@ -219,13 +221,12 @@ def create_experiment(
     )
 
 
-def _loss_fn(
-    c: Config, num_classes: int, margin: schedules.Schedule, mesh: Mesh
-) -> classifier.LossFn:
+def _head(c: Config, num_classes: int, margin: schedules.Schedule, mesh: Mesh) -> Head:
     h = c.head
-    return classifier.make_loss_fn(
+    return Head(
         h.loss,
         num_classes=num_classes,
+        constants=config_lib.constants(c),
         norm=h.norm,
         scale=h.scale,
         margin=margin,
@@ -239,6 +240,7 @@ def _loss_fn(
         loss_weight=h.loss_weight,
         divide_by_scale=h.divide_by_scale,
         products=_products(h.precision, mesh),
+        sample_rate=h.sample_rate,
         chunk=h.chunk,
         mesh=mesh,
         class_axes=sharding.class_axes(c.mesh.classes),
@@ -258,7 +260,7 @@ def _sampler(c: Config, num_classes: int, mesh: Mesh) -> sampling.Sampler | None
         return None
     return sampling.make_sampler(
         c.head.sample_rate,
-        rows=classifier.padded_classes(num_classes, c.head.class_multiple),
+        rows=class_vectors.padded_classes(num_classes, c.head.class_multiple),
         num_classes=num_classes,
         batch_size=c.train.batch_size,
         mesh=mesh,
@@ -268,7 +270,7 @@ def _sampler(c: Config, num_classes: int, mesh: Mesh) -> sampling.Sampler | None
 
 def _prototype_norm(c: Config) -> str:
     """Plain softmax has weights of any length: nothing puts them on the sphere."""
-    plain = c.head.loss == classifier.PLAIN_SOFTMAX
+    plain = c.head.loss == PLAIN_SOFTMAX
     return "differentiate" if plain else c.head.prototype_norm
 
 

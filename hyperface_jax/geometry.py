@@ -57,6 +57,32 @@ def cosines(
     return inner_products(unit_embeddings, at_least_float32(unit_prototypes), products)
 
 
+def class_cosines(
+    unit_embeddings: Float[Array, "B D"],
+    unit_prototypes: Float[Array, "C ..."],
+    products: Products = FLOAT32,
+) -> Float[Array, "B C"]:
+    """As `cosines`; of prototypes [C, K, D] the largest of each class's K.
+
+    Sub-center ArcFace, ECCV 2020; the gradient goes to the nearest sub-centre.
+    """
+    if unit_prototypes.ndim == 2:
+        return cosines(unit_embeddings, unit_prototypes, products)
+    classes, centres, dim = unit_prototypes.shape
+    every = cosines(unit_embeddings, unit_prototypes.reshape(-1, dim), products)
+    return jnp.max(every.reshape(-1, classes, centres), axis=2)
+
+
+def own_cosines(
+    embeddings: Float[Array, "B D"], own: Float[Array, "B ..."]
+) -> Float[Array, " B"]:
+    """Cosine of each row with its own class [B, D], or the largest of [B, K, D]."""
+    unit, own = l2_normalize(embeddings), l2_normalize(own)
+    if own.ndim == 2:
+        return jnp.sum(unit * own, axis=-1)
+    return jnp.max(jnp.sum(unit[:, None] * own, axis=-1), axis=-1)
+
+
 def clip_official(cos_theta: Float[Array, "..."]) -> Float[Array, "..."]:
     """Clips to ±(1 - 1e-5) as OpenSphere does; the gradient outside is 0."""
     return jnp.clip(cos_theta, -1 + OFFICIAL_CLIP, 1 - OFFICIAL_CLIP)

@@ -1,19 +1,19 @@
-"""The hyperspherical softmax loss: one value an example, and what it was made of.
-
-No reduction over the batch here: callers take (weighted) means. A loss over classes is
-a `ClassLoss`, three functions, so that the classes between the first and the last may
-come all at once (`dense`), in chunks or from several devices (`streaming`).
-"""
-
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+"""The hyperspherical softmax loss: one value an example, and what it was made of."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hyperface_jax import class_sums, geometry
-from hyperface_jax.class_sums import ClassSums
+from hyperface_jax import class_loss, geometry
+from hyperface_jax.class_loss import (
+    Aux,
+    ClassLoss,
+    Examples,
+    Prototypes,
+    dense,
+    normalized,
+    report,
+)
 from hyperface_jax.geometry import Scalar
 from hyperface_jax.magnitudes import Magnitude
 from hyperface_jax.margins import (
@@ -25,56 +25,6 @@ from hyperface_jax.margins import (
     looks_at_target,
 )
 from hyperface_jax.precision import FLOAT32, Products
-
-Prototypes = Literal["project", "differentiate"]
-PROTOTYPES = ("project", "differentiate")
-Aux = dict[str, Array]
-
-
-class Examples(NamedTuple):
-    """What the classes must know of the examples.
-
-    Attributes:
-      vectors: [B, D], to be multiplied with prototypes.
-      norms: [B], lengths of the embeddings.
-    """
-
-    vectors: Array
-    norms: Array
-
-
-class ClassLoss(NamedTuple):
-    """A loss that is a softmax over classes, or a plain sum over them.
-
-    Attributes:
-      prepare: embeddings [B, D] -> Examples.
-      logits: (Examples, prototypes [K, D], target_cos [B, 1], is_target [B, K]) ->
-        (logits [B, K], plain cosines [B, K]) of any K classes; `target_cos` may be
-        None where the target is among them.
-      finish: (Examples, ClassSums of all classes) -> (loss [B], aux).
-      needs_target: logits of other classes depend on target_cos.
-      terms: (logits [B, K], is_target [B, K]) -> [B, K], of a loss that is a plain sum
-        over classes; it finds the sum in ClassSums.added.
-    """
-
-    prepare: Callable[[Array], Examples]
-    logits: Callable[[Examples, Array, Array | None, Array], tuple[Array, Array]]
-    finish: Callable[[Examples, ClassSums], tuple[Array, Aux]]
-    needs_target: bool = False
-    terms: Callable[[Array, Array], Array] | None = None
-
-    def sums(
-        self,
-        examples: Examples,
-        prototypes: Float[Array, "K D"],
-        target_cos: Float[Array, "B 1"] | None,
-        is_target: Bool[Array, "B K"],
-        class_mask: Bool[Array, " K"] | None,
-    ) -> ClassSums:
-        """What `finish` needs of K classes; arguments as `logits`."""
-        logits, cos = self.logits(examples, prototypes, target_cos, is_target)
-        terms = self.terms(logits, is_target) if self.terms else None
-        return class_sums.of_logits(logits, cos, is_target, class_mask, terms)
 
 
 def hyperspherical(
@@ -98,23 +48,13 @@ def hyperspherical(
     """
     if not isinstance(margin, Margin):
         raise ValueError(f"margin is {margin!r}, expected a row of margins.MARGINS")
-    if prototype_norm not in PROTOTYPES:
-        raise ValueError(
-            f"prototype_norm is {prototype_norm!r}, expected one of {PROTOTYPES}"
-        )
+    class_loss.check_prototype_norm(prototype_norm)
     weight = loss_weight
     if divide_by_scale and magnitude.scale is not None:
         weight = loss_weight / magnitude.scale
 
-    def prepare(embeddings):
-        embeddings = geometry.at_least_float32(embeddings)
-        norms = geometry.magnitude(embeddings)
-        return Examples(geometry.l2_normalize(embeddings), norms)
-
     def logits(examples, prototypes, target_cos, is_target):
-        if prototype_norm == "differentiate":
-            prototypes = geometry.l2_normalize(prototypes)
-        cos = geometry.cosines(examples.vectors, prototypes, products)
+        cos = class_loss.unit_cosines(examples, prototypes, prototype_norm, products)
         plain_cos = cos
         if interclass_filter:
             cos = jnp.where(is_target | (cos <= interclass_filter), cos, 0)
@@ -123,12 +63,13 @@ def hyperspherical(
             here = jnp.any(is_target, axis=1, keepdims=True)
             own = jnp.where(here, own, jax.lax.stop_gradient(target_cos))
         norms = examples.norms[:, None]
+        given = {name: value[:, None] for name, value in examples.given.items()}
         functions = angular_functions(
             cos,
             own,
             is_target,
             margin=margin,
-            context=context._replace(magnitude=norms),
+            context=context._replace(magnitude=norms, **given),
             detach=detach,
             clamp=clamp,
         )
@@ -137,10 +78,12 @@ def hyperspherical(
     def finish(examples, sums):
         cross_entropy = sums.cross_entropy()
         penalty = magnitude.penalty(examples.norms)
+        if margin.penalty is not None:
+            penalty = penalty + weight * margin.penalty(examples.norms)
         loss = weight * cross_entropy + penalty
         return loss, report(examples.norms, sums, cross_entropy) | {"penalty": penalty}
 
-    return ClassLoss(prepare, logits, finish, looks_at_target(margin, context))
+    return ClassLoss(normalized, logits, finish, looks_at_target(margin, context))
 
 
 def plain(*, loss_weight: Scalar = 1.0, products: Products = FLOAT32) -> ClassLoss:
@@ -164,20 +107,19 @@ def plain(*, loss_weight: Scalar = 1.0, products: Products = FLOAT32) -> ClassLo
     return ClassLoss(prepare, logits, finish)
 
 
-def dense(
-    loss: ClassLoss,
-    embeddings: Float[Array, "B D"],
-    labels: Int[Array, " B"],
-    prototypes: Float[Array, "C D"],
-    class_mask: Bool[Array, " C"] | None = None,
-) -> tuple[Float[Array, " B"], Aux]:
-    """The loss of each example with the whole matrix of logits [B, C] at once."""
-    check_shapes(embeddings, labels, prototypes)
-    examples = loss.prepare(embeddings)
-    ids = jnp.arange(prototypes.shape[0], dtype=labels.dtype)
-    is_target = labels[:, None] == ids[None, :]
-    sums = loss.sums(examples, prototypes, None, is_target, class_mask)
-    return loss.finish(examples, sums)
+def of_the_others(scale: Scalar) -> ClassLoss:
+    """Not a loss: log Σ_{j≠y} exp(s·cos θ_j) [B], which AdaCos needs beforehand."""
+
+    def logits(examples, prototypes, target_cos, is_target):
+        del target_cos
+        cos = class_loss.unit_cosines(examples, prototypes, "differentiate")
+        return jnp.where(is_target, -jnp.inf, scale * cos), cos
+
+    def finish(examples, sums):
+        del examples
+        return sums.peak + jnp.log(sums.total), {}
+
+    return ClassLoss(normalized, logits, finish)
 
 
 def hyperspherical_softmax(
@@ -251,27 +193,3 @@ def plain_softmax(
     """
     loss = plain(loss_weight=loss_weight)
     return dense(loss, embeddings, labels, prototypes, class_mask)
-
-
-def check_shapes(embeddings: Array, labels: Array, prototypes: Array) -> None:
-    """Raises a ValueError that names the shapes unless they are [B, D], [B], [C, D]."""
-    x, y, w = embeddings.shape, labels.shape, prototypes.shape
-    fits = (len(x), len(y), len(w)) == (2, 1, 2) and x[0] == y[0] and x[1] == w[1]
-    if not fits:
-        raise ValueError(
-            f"embeddings, labels, prototypes are {list(x)}, {list(y)}, {list(w)}, "
-            "expected [B, D], [B], [C, D]"
-        )
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels are {labels.dtype}, expected integers")
-
-
-def report(norms: Array, sums: ClassSums, cross_entropy: Array) -> Aux:
-    """What the step reports of each example, all [B]; no gradient."""
-    aux = {
-        "target_cos": sums.target_cos,
-        "magnitude": norms,
-        "correct": (sums.target_cos > sums.rival).astype(norms.dtype),
-        "probability": jnp.exp(-cross_entropy),
-    }
-    return jax.lax.stop_gradient(aux)

@@ -36,11 +36,15 @@ class MarginContext(NamedTuple):
       margin: m in force, a scalar, or [B, 1] for a margin an example.
       annealing: λ of SphereFace 2017, which mixes ψ with plain cosine; else 0.
       magnitude: |x| of each example [B, 1], for margins that depend on it.
+      difficulty: t of CurricularFace, a running mean.
+      quality: ẑ of AdaFace, [B, 1] in [-1, 1].
     """
 
     margin: Scalar
     annealing: Scalar = 0.0
     magnitude: Scalar | None = None
+    difficulty: Scalar = 0.0
+    quality: Scalar = 0.0
 
 
 class Margin(NamedTuple):
@@ -53,6 +57,7 @@ class Margin(NamedTuple):
       neutral: the m at which there is no margin (1 for products, 0 for sums).
       default: the m of the original publication or of its official code.
       source: where formula and default come from.
+      penalty: |x| [B] -> [B], added to the cross-entropy (MagFace), or None.
     """
 
     psi: Callable[[Array, MarginContext], Array]
@@ -60,6 +65,7 @@ class Margin(NamedTuple):
     neutral: float
     default: float
     source: str
+    penalty: Callable[[Array], Array] | None = None
 
 
 def _plain_psi(target_cos: Array, context: MarginContext) -> Array:

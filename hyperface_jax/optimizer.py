@@ -52,7 +52,10 @@ def make_optimizer(
     clip_norm: float = 0.0,
     frozen: Sequence[tuple[str, ...]] = (),
 ) -> optax.GradientTransformation:
-    """Optimizer over a tree {"backbone": ..., "prototypes": ...}.
+    """Optimizer over a tree {"backbone": ..., "prototypes": ...} and maybe "head".
+
+    The head's other parameters (a bias) belong to the prototypes' part, as in the
+    official code: one rate, one decay, one clipping.
 
     Args:
       name: "sgd" or "adamw".
@@ -99,13 +102,16 @@ def make_optimizer(
     parts = optax.partition(
         {"backbone": part(backbone), "prototypes": part(prototypes)},
         lambda params: {
-            key: jax.tree.map(lambda _, key=key: key, value)
+            key: jax.tree.map(lambda _, part=_PART_OF[key]: part, value)
             for key, value in params.items()
         },
     )
     if clip_norm:
         return optax.chain(optax.clip_by_global_norm(clip_norm), parts)
     return parts
+
+
+_PART_OF = {"backbone": "backbone", "prototypes": "prototypes", "head": "prototypes"}
 
 
 def _decay_mask(name: str, frozen: Sequence[tuple[str, ...]]):

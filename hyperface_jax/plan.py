@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hyperface_jax import classifier, costs, sampling, sharding, streaming
+from hyperface_jax import class_vectors, costs, sampling, sharding, streaming
 from hyperface_jax.experiment import Experiment
 
 # Of the logits at the worst moment, all or a chunk's: as XLA compiles for a CPU.
@@ -33,7 +33,9 @@ def class_devices(run: Experiment) -> int:
 def head_shape(run: Experiment) -> tuple[int, int, int]:
     """Rows of classes, examples and classes at a time of one device's head."""
     c, devices = run.config, class_devices(run)
-    rows = classifier.padded_classes(run.train_set.num_classes, c.head.class_multiple)
+    rows = class_vectors.padded_classes(
+        run.train_set.num_classes, c.head.class_multiple
+    )
     local = rows // devices
     if c.head.sample_rate < 1:
         local = sampling.rows_per_device(
@@ -62,7 +64,9 @@ def memory(run: Experiment, counts: costs.BackboneCounts) -> dict[str, int]:
         "backbone": on_device(state.params["backbone"]),
         "prototypes": on_device({"prototypes": state.params["prototypes"]}),
         "optimizer": on_device(state.opt_state),
-        "moving average and statistics": on_device((state.ema, state.batch_stats)),
+        "moving average and statistics": on_device(
+            (state.ema, state.batch_stats, state.memory)
+        ),
         "gradients": on_device(state.params["backbone"]) + 4 * local * dim,
         "images": c.train.batch_size // mesh.size * image * 5,
         "activations": counts.activations,

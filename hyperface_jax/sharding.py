@@ -62,8 +62,8 @@ def class_devices(mesh: Mesh, axes: tuple[str, ...]) -> int:
 
 
 def is_class_array(path: Any, leaf: Any) -> bool:
-    """Whether a leaf of a state is [classes, D]: prototypes, or state of their kind."""
-    return len(leaf.shape) == 2 and any(
+    """Whether a leaf of a state is [classes, ...]: prototypes, or state of theirs."""
+    return len(leaf.shape) >= 1 and any(
         getattr(entry, "key", None) == "prototypes" for entry in path
     )
 

@@ -9,7 +9,7 @@ travels inside the loop.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from hyperface_jax import class_sums, geometry
+from hyperface_jax.class_loss import Aux, ClassLoss, Examples, check_shapes
+from hyperface_jax.class_rows import ClassRows, rows_on_device
 from hyperface_jax.class_sums import ClassSums
-from hyperface_jax.losses import Aux, ClassLoss, Examples, check_shapes
 from hyperface_jax.sharding import AXES
 
 CHUNK_ELEMENTS = 1 << 22
@@ -61,10 +62,11 @@ def evaluate(
     context: Any,
     embeddings: Float[Array, "B D"],
     labels: Int[Array, " B"],
-    prototypes: Float[Array, "R D"],
+    prototypes: Float[Array, "R ..."],
     *,
     num_classes: int,
     ids: Int[Array, " R"] | None = None,
+    given: dict[str, Array] | None = None,
     chunk: int = 0,
     mesh: Mesh | None = None,
     class_axes: tuple[str, ...] = AXES,
@@ -77,10 +79,11 @@ def evaluate(
       embeddings: [B, D]; on a mesh split over both of its axes.
       labels: [B] integers in [0, num_classes), split likewise.
       prototypes: [R, D], R >= num_classes; further rows are padding and take no part.
-        On a mesh split by class over `class_axes`.
+        With sub-centres [R, K, D]. On a mesh split by class over `class_axes`.
       num_classes: C.
       ids: class of each row, rising on each device, where they are not all; split as
         the prototypes are. Or None for 0, 1, 2, ...
+      given: [B] arrays, see `losses.Examples`; split as the embeddings.
       chunk: see `choose_chunk`; R or more is dense.
       mesh: of all devices, or None for one.
       class_axes: axes of the mesh that hold classes, "model" or both.
@@ -90,17 +93,15 @@ def evaluate(
     """
     check_shapes(embeddings, labels, prototypes)
 
-    def local(context, embeddings, labels, prototypes, ids):
+    def local(context, embeddings, labels, prototypes, ids, given):
         loss = loss_of(context)
-        own = loss.prepare(embeddings)
-        rows = ClassRows(jnp.zeros((), labels.dtype), ids)
+        own = loss.prepare(embeddings)._replace(given=given)
+        rows = rows_on_device(labels, len(prototypes), ids, axes)
         everyone, everyones_labels = own, labels
         if axes:
             everyone, everyones_labels = jax.lax.all_gather(
                 (own, labels), axes, tiled=True
             )
-            first = jax.lax.axis_index(axes) * prototypes.shape[0]
-            rows = ClassRows(first.astype(labels.dtype), ids)
             # Here rather than by itself in the loop: its transpose adds up gradients.
             whole = tuple(axis for axis in AXES if axis not in axes)
             if whole:
@@ -119,49 +120,21 @@ def evaluate(
 
     axes = class_axes if mesh is not None and mesh.size > 1 else ()
     if not axes:
-        return local(context, embeddings, labels, prototypes, ids)
+        return local(context, embeddings, labels, prototypes, ids, given or {})
     batch, classes = PartitionSpec(AXES), PartitionSpec(class_axes)
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(PartitionSpec(), batch, batch, classes, classes),
+        in_specs=(PartitionSpec(), batch, batch, classes, classes, batch),
         out_specs=batch,
-    )(context, embeddings, labels, prototypes, ids)
-
-
-class ClassRows(NamedTuple):
-    """Which class each row of an array of prototypes is.
-
-    Attributes:
-      first: class of row 0; the others follow it.
-      ids: [R] class of each row, rising, where they do not; or None.
-    """
-
-    first: Array
-    ids: Array | None = None
-
-    def classes(self, start: Array | int, count: int) -> Int[Array, " K"]:
-        """Classes of rows start .. start + count - 1."""
-        if self.ids is not None:
-            return jax.lax.dynamic_slice_in_dim(self.ids, start, count)
-        return (
-            self.first
-            + jnp.asarray(start, self.first.dtype)
-            + jnp.arange(count, dtype=self.first.dtype)
-        )
-
-    def rows(self, labels: Int[Array, " B"]) -> Int[Array, " B"]:
-        """Row where each class would be; may lie outside the array."""
-        if self.ids is not None:
-            return jnp.searchsorted(self.ids, labels)
-        return labels - self.first
+    )(context, embeddings, labels, prototypes, ids, given or {})
 
 
 def sums_over_classes(
     loss: ClassLoss,
     examples: Examples,
     labels: Int[Array, " B"],
-    prototypes: Float[Array, "R D"],
+    prototypes: Float[Array, "R ..."],
     rows: ClassRows,
     *,
     num_classes: int,
@@ -174,7 +147,7 @@ def sums_over_classes(
       loss: the loss.
       examples: of B examples.
       labels: [B].
-      prototypes: [R, D].
+      prototypes: [R, D], with sub-centres [R, K, D].
       rows: which classes they are of; `num_classes` or more is padding.
       num_classes: C.
       chunk: divisor of R; R itself is dense.
@@ -197,7 +170,7 @@ def sums_over_classes(
     def body(sums, part):
         return class_sums.add(sums, of_part(*part)), None
 
-    parts = prototypes.reshape(-1, chunk, prototypes.shape[1])
+    parts = prototypes.reshape(-1, chunk, *prototypes.shape[1:])
     starts = jnp.arange(0, count, chunk, dtype=labels.dtype)
     empty = class_sums.empty(examples.norms, AXES if axes else ())
     # In a scan nothing can be merged with the first pass: no barrier is needed.
@@ -207,12 +180,8 @@ def sums_over_classes(
 
 def _target_cosines(examples, labels, prototypes, rows, axes) -> Array:
     """Plain cosine [B, 1] with the own class, wherever it is; no gradient."""
-    row = rows.rows(labels)
-    place = jnp.clip(row, 0, len(prototypes) - 1)
-    own = geometry.l2_normalize(jax.lax.stop_gradient(prototypes)[place])
+    place, here = rows.find(labels, len(prototypes))
+    own = jax.lax.stop_gradient(prototypes)[place]
     vectors = jax.lax.stop_gradient(examples.vectors)
-    here = (row == place) & (
-        jax.vmap(rows.classes, (0, None))(place, 1)[:, 0] == labels
-    )
-    cos = jnp.where(here, jnp.sum(vectors * own, axis=1), 0)
+    cos = jnp.where(here, geometry.own_cosines(vectors, own), 0)
     return (jax.lax.psum(cos, axes) if axes else cos)[:, None]

@@ -9,7 +9,7 @@ import optax
 
 from hyperface_jax import geometry, optimizer, schedules
 from hyperface_jax.backbones import Backbone
-from hyperface_jax.classifier import LossFn
+from hyperface_jax.classifier import Carried, Head
 from hyperface_jax.sampling import Sampler
 from hyperface_jax.train_state import TrainState
 
@@ -21,7 +21,7 @@ def make_train_step(
     *,
     backbone: Backbone,
     augment: Callable[[jax.Array, jax.Array], jax.Array],
-    loss_fn: LossFn,
+    head: Head,
     tx: optax.GradientTransformation,
     learning_rate: schedules.Schedule,
     margin: schedules.Schedule,
@@ -35,8 +35,8 @@ def make_train_step(
     Args:
       backbone: from `backbones.create_backbone`.
       augment: (key, uint8 images [B, H, W, 3]) -> float images in [-1, 1].
-      loss_fn: from `classifier.make_loss_fn`.
-      tx: optimizer over {"backbone", "prototypes"}.
+      head: the loss.
+      tx: optimizer over the parts of `TrainState.params`.
       learning_rate: schedule, reported only (the optimizer has its own copy).
       margin: schedule, reported only (the loss has its own copy).
       prototype_norm: "project" puts the prototypes back on the sphere.
@@ -51,7 +51,7 @@ def make_train_step(
       scalars; "loss" is the weighted mean.
     """
 
-    def forward(params, batch_stats, part, step, key, total_weight, ids):
+    def forward(params, batch_stats, part, state, key, total_weight, ids):
         augment_key, model_key = jax.random.split(key)
         embeddings, batch_stats = backbone.apply(
             params["backbone"],
@@ -61,16 +61,26 @@ def make_train_step(
             weight=part["weight"],
             key=model_key,
         )
-        losses, aux = loss_fn(
-            embeddings, part["label"], params["prototypes"], step, ids
+        carried = Carried(
+            trained=params.get("head", {}),
+            memory=state.memory,
+            weight=part["weight"],
+            key=jax.random.fold_in(model_key, 1),
+        )
+        losses, aux = head(
+            embeddings, part["label"], params["prototypes"], state.step, ids, carried
         )
         loss = jnp.sum(losses * part["weight"]) / total_weight
-        return loss, (batch_stats, _weighted_sums(aux, part["weight"]))
+        sums = _weighted_sums(aux, part["weight"])
+        return loss, (batch_stats, sums, aux.get("seen"))
 
     def update(state, batch, key, ids=None):
-        loss, stats, sums, gradients, total = _gradients(
+        loss, stats, sums, seen, gradients, total = _gradients(
             forward, state, batch, key, ids, accumulate
         )
+        memory = state.memory
+        if seen is not None:
+            memory = head.remember(memory, seen, state.step)
         norms = {part: optimizer.global_norm(g) for part, g in gradients.items()}
         params, opt_state = optimizer.update(
             tx, gradients, state.opt_state, state.params, prototype_norm=prototype_norm
@@ -80,6 +90,7 @@ def make_train_step(
             params=params,
             batch_stats=stats,
             opt_state=opt_state,
+            memory=memory,
             ema=_moving_average(state.ema, params["backbone"], stats, ema_decay),
         )
         finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
@@ -89,6 +100,7 @@ def make_train_step(
             "margin": jnp.asarray(margin(state.step), jnp.float32),
             "grad_norm_backbone": norms["backbone"],
             "grad_norm_prototypes": norms["prototypes"],
+            **_scalars(params.get("head", {}), memory),
         }
         return _latch(state, new, finite), metrics
 
@@ -102,25 +114,26 @@ def make_train_step(
 
 
 def _gradients(forward, state: TrainState, batch: Batch, key, ids, accumulate: int):
-    """Loss, new statistics, sums of metrics, gradients and total weight of a batch.
+    """Loss, statistics, sums of metrics, what was seen, gradients, total weight.
 
-    With `accumulate` parts: one after the other, each with the statistics of the last.
+    With `accumulate` parts: one after the other, each with the statistics of the last;
+    what a loss remembers is moved by their whole, once.
     """
     total = jnp.maximum(jnp.sum(batch["weight"]), 1)
     value_and_grad = jax.value_and_grad(forward, has_aux=True)
     if accumulate == 1:
-        (loss, (stats, sums)), gradients = value_and_grad(
-            state.params, state.batch_stats, batch, state.step, key, total, ids
+        (loss, (stats, sums, seen)), gradients = value_and_grad(
+            state.params, state.batch_stats, batch, state, key, total, ids
         )
-        return loss, stats, sums, gradients, total
+        return loss, stats, sums, seen, gradients, total
 
     def body(carry, part_and_key):
         stats, sofar = carry
         part, part_key = part_and_key
-        (loss, (stats, sums)), gradients = value_and_grad(
-            state.params, stats, part, state.step, part_key, total, ids
+        (loss, (stats, sums, seen)), gradients = value_and_grad(
+            state.params, stats, part, state, part_key, total, ids
         )
-        return (stats, jax.tree.map(jnp.add, sofar, (loss, sums, gradients))), None
+        return (stats, jax.tree.map(jnp.add, sofar, (loss, sums, gradients))), seen
 
     # Row i goes to part i mod accumulate: each device keeps its own rows.
     parts = jax.tree.map(
@@ -129,14 +142,21 @@ def _gradients(forward, state: TrainState, batch: Batch, key, ids, accumulate: i
     keys = jax.random.split(key, accumulate)
     first = jax.tree.map(lambda x: x[0], (parts, keys))
     rest = jax.tree.map(lambda x: x[1:], (parts, keys))
-    (loss, (stats, sums)), gradients = value_and_grad(
-        *(state.params, state.batch_stats, first[0], state.step, first[1]),
+    (loss, (stats, sums, seen)), gradients = value_and_grad(
+        *(state.params, state.batch_stats, first[0], state, first[1]),
         *(total, ids),
     )
-    (stats, (loss, sums, gradients)), _ = jax.lax.scan(
+    (stats, (loss, sums, gradients)), seen_then = jax.lax.scan(
         body, (stats, (loss, sums, gradients)), rest
     )
-    return loss, stats, sums, gradients, total
+    seen = jax.tree.map(
+        lambda a, b: jnp.moveaxis(jnp.concatenate([a[None], b]), 0, 1).reshape(
+            -1, *a.shape[1:]
+        ),
+        seen,
+        seen_then,
+    )
+    return loss, stats, sums, seen, gradients, total
 
 
 def _of_drawn_classes(update, sampler: Sampler, state: TrainState, batch: Batch, key):
@@ -148,6 +168,16 @@ def _of_drawn_classes(update, sampler: Sampler, state: TrainState, batch: Batch,
     ids = sampler.draw(draw_key, batch["label"])
     part, metrics = update(sampler.take(state, ids), batch, key, ids)
     return sampler.put(state, ids, part), metrics
+
+
+def _scalars(*trees: Any) -> Metrics:
+    """What a loss trains and remembers, as far as it is scalars, for the log."""
+    found = {}
+    for tree in trees:
+        for name, leaf in tree.items():
+            if not isinstance(leaf, dict):
+                found[f"loss_{name}"] = leaf
+    return found
 
 
 def _weighted_sums(aux: dict[str, jax.Array], weight: jax.Array) -> dict[str, Any]:

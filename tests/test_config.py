@@ -129,8 +129,8 @@ def changed(**updates):
     ("updates", "message"),
     [
         ({"head__loss": "arcfase"}, "head.loss is 'arcfase', expected one of plain"),
-        ({"head__scale": "big"}, "head.scale is 'big', expected 'auto' or a number"),
-        ({"head__scale": "-3"}, "head.scale is '-3', expected 'auto' or a number"),
+        ({"head__scale": "big"}, "head.scale is 'big', expected 'auto', 'paper' or"),
+        ({"head__scale": "-3"}, "head.scale is '-3', expected 'auto', 'paper' or"),
         ({"data__image_size": 60}, "data.image_size is 60, expected a multiple of 16"),
         ({"train__epochs": 3.0}, "train.steps is 10 and train.epochs is 3.0, expected"),
         ({"train__accumulate": 3}, "train.batch_size is 512, expected a multiple of"),

@@ -8,7 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from hyperface_jax import checkpoint, low_precision, optimizer, train_state
+from hyperface_jax import (
+    checkpoint,
+    classifier,
+    low_precision,
+    optimizer,
+    schedules,
+    train_state,
+)
 from hyperface_jax.backbones import create_backbone
 
 
@@ -75,7 +82,7 @@ def test_a_run_with_it_is_saved_and_restored(tmp_path):
             train_state.init_train_state,
             backbone=network,
             image_size=32,
-            num_classes=12,
+            head=classifier.Head("normface", 12, schedules.constant(0.0)),
             class_multiple=16,
             prototype_init="xavier_normal",
             unit_prototypes=True,

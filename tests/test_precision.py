@@ -57,7 +57,7 @@ def head(products, *, chunk=0, model=None):
     w = rng.standard_normal((C, D))
     w = jnp.asarray(w / np.linalg.norm(w, axis=1, keepdims=True), jnp.float32)
     labels = jnp.asarray(rng.integers(0, C, B), jnp.int32)
-    loss = classifier.make_loss_fn(
+    loss = classifier.Head(
         "sphereface_r_v1",
         num_classes=C - 3,
         scale=20.0,

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from test_config import load_file
 
-from hyperface_jax import classifier, losses
+from hyperface_jax import class_vectors, losses
 from hyperface_jax import config as config_lib
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,7 +44,7 @@ def test_the_table_of_what_classes_cost():
     )
     assert len(rows) == 4
     for classes, *cells in rows:
-        padded = classifier.padded_classes(int(classes.replace(" ", "")), multiple)
+        padded = class_vectors.padded_classes(int(classes.replace(" ", "")), multiple)
         for devices, cell in zip((1, 8), cells, strict=True):
             size = 3 * 4 * 512 * padded / devices / 1e9
             digits = len(cell.partition(".")[2])

@@ -92,7 +92,7 @@ def test_the_loss_is_that_of_the_drawn_classes(model, classes, chunk):
     sampler = sampler_of(model=model, classes=classes)
     tree = {"prototypes": w}
     ids = sampler.draw(jax.random.key(5), labels)
-    loss_fn = classifier.make_loss_fn(
+    loss_fn = classifier.Head(
         "sphereface_r_v2",
         num_classes=CLASSES,
         scale=15.0,
@@ -137,12 +137,13 @@ def step_of(rate, model=None, loss="sphereface_r_v2"):
     )
     mesh = sharding.make_mesh(model or 1, jax.devices()[: 1 if model is None else 4])
     margin = schedules.constant(1.4)
+    head = classifier.Head(
+        loss, num_classes=CLASSES, scale=20.0, margin=margin, mesh=mesh
+    )
     step = train_step.make_train_step(
         backbone=network,
         augment=augment.make_augment(augment.AugmentSettings(flip=0)),
-        loss_fn=classifier.make_loss_fn(
-            loss, num_classes=CLASSES, scale=20.0, margin=margin, mesh=mesh
-        ),
+        head=head,
         tx=tx,
         learning_rate=rate_of,
         margin=margin,
@@ -156,7 +157,7 @@ def step_of(rate, model=None, loss="sphereface_r_v2"):
         train_state.init_train_state,
         backbone=network,
         image_size=32,
-        num_classes=CLASSES,
+        head=head,
         class_multiple=ROWS,
         prototype_init="xavier_normal",
         unit_prototypes=True,

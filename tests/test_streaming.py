@@ -40,7 +40,7 @@ def data(seed=0, batch=BATCH, dtype=np.float64):
 def loss_and_gradients(loss, norm, detach, *, prototype_norm="project", **where):
     """Per-example losses, aux, and the gradients of a weighted sum of the losses."""
     x, w, labels = data()
-    loss_fn = classifier.make_loss_fn(
+    loss_fn = classifier.Head(
         loss,
         num_classes=CLASSES,
         norm=norm,
@@ -183,7 +183,7 @@ def test_which_margins_look_at_the_target():
 def test_float32_is_close_to_float64():
     """Loss and both gradients; cosines next to the poles included."""
     x, w, labels = data(dtype=np.float32)
-    loss_fn = classifier.make_loss_fn(
+    loss_fn = classifier.Head(
         "sphereface_r_v2",
         num_classes=CLASSES,
         scale=60.0,
@@ -237,7 +237,7 @@ def test_dense_is_chosen_where_it_fits():
 
 def compiled(rows, *, batch=64, dim=32, chunk=0, model=None, classes="all"):
     mesh = None if model is None else sharding.make_mesh(model, jax.devices()[:4])
-    loss_fn = classifier.make_loss_fn(
+    loss_fn = classifier.Head(
         "sphereface_r_v2",
         num_classes=rows - 3,
         margin=schedules.constant(1.4),

@@ -22,6 +22,7 @@ from hyperface_jax.backbones import create_backbone
 pytestmark = pytest.mark.core
 
 CLASSES, SIZE, BATCH = 10, 32, 16
+LEVEL = schedules.constant(0.5)
 
 
 def setup(
@@ -36,6 +37,7 @@ def setup(
     prototype_norm="project",
     chunk=0,
     classes="all",
+    loss="sphereface_r_v2",
     **step_options,
 ):
     """(initial state, jitted step, mesh) of a narrow network."""
@@ -47,8 +49,8 @@ def setup(
     tx = optimizer.make_optimizer(
         "sgd", learning_rate=learning_rate, backbone=part, prototypes=part
     )
-    loss_fn = classifier.make_loss_fn(
-        "sphereface_r_v2",
+    head = classifier.Head(
+        loss,
         num_classes=CLASSES,
         norm=norm,
         scale=20.0,
@@ -62,7 +64,7 @@ def setup(
     step = train_step.make_train_step(
         backbone=network,
         augment=augment.make_augment(settings or augment.AugmentSettings(flip=0)),
-        loss_fn=loss_fn,
+        head=head,
         tx=tx,
         learning_rate=learning_rate,
         margin=margin,
@@ -74,7 +76,7 @@ def setup(
         train_state.init_train_state,
         backbone=network,
         image_size=SIZE,
-        num_classes=CLASSES,
+        head=head,
         class_multiple=8,
         prototype_init="xavier_normal",
         unit_prototypes=prototype_norm == "project",
@@ -256,37 +258,88 @@ def test_shapes_that_cannot_be_sharded():
 
 
 @pytest.mark.parametrize("loss", classifier.LOSSES)
-def test_every_loss_trains_through_the_step(loss):
+def test_every_loss_has_a_downhill_gradient(loss):
     """One update of every row of the table, differentiable prototypes included."""
     learning_rate = schedules.constant(0.01)
     part = optimizer.PartSettings()
     tx = optimizer.make_optimizer(
         "sgd", learning_rate=learning_rate, backbone=part, prototypes=part
     )
-    loss_fn = classifier.make_loss_fn(
+    head = classifier.Head("normface" if loss == "plain_softmax" else loss, 2, LEVEL)
+    fixed = head.member.binary or head.member.own_scale
+    head = classifier.Head(
         loss,
         num_classes=CLASSES,
-        norm="nfn" if loss == "plain_softmax" else "sfn",
-        margin=schedules.constant(0.5 if "face" in loss else 1.5),
+        norm="hfn" if fixed else "nfn" if loss == "plain_softmax" else "sfn",
+        margin=schedules.constant(0.5 if head.member.margin.neutral == 0 else 1.5),
         annealing=schedules.sphereface_annealing(),
         prototype_norm="differentiate",
         detach="none",
     )
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((6, 8)), jnp.float32)
-    w = jnp.asarray(rng.standard_normal((16, 8)), jnp.float32)
+    shape = (16, 8) if head.centres == 1 else (16, head.centres, 8)
+    w = jnp.asarray(rng.standard_normal(shape), jnp.float32)
     y = jnp.arange(6)
+    memory = head.memory(16, 8)
 
     def mean(params):
-        return jnp.mean(loss_fn(params["backbone"], y, params["prototypes"], 0)[0])
+        carried = classifier.Carried(
+            params.get("head", {}), memory, key=jax.random.key(0)
+        )
+        where = (params["backbone"], y, params["prototypes"], 0, None)
+        return jnp.mean(head(*where, carried)[0])
 
     params = {"backbone": x, "prototypes": w}
+    if trained := head.trained():
+        params["head"] = trained
     before, gradients = jax.value_and_grad(mean)(params)
     new, _ = optimizer.update(
         tx, gradients, tx.init(params), params, prototype_norm="differentiate"
     )
     assert mean(new) < before
     np.testing.assert_array_equal(gradients["prototypes"][CLASSES:], 0)
+
+
+def assert_near(found, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
+        found,
+        expected,
+    )
+
+
+REMEMBERING = ("adaface", "adacos", "vpl_arcface")
+
+
+@pytest.mark.parametrize("loss", [*REMEMBERING, "sphereface2_c", "subcenter_arcface"])
+def test_what_a_loss_carries_goes_with_the_state(loss, tmp_path):
+    """Moved once a step, equal on four devices and in parts, saved and restored."""
+    one, step, _ = setup(loss=loss, margin=LEVEL)
+    four, step4, mesh = setup(loss=loss, margin=LEVEL, devices=4, model=2)
+    weight = np.ones(BATCH, np.float32)
+    weight[3] = 0
+    batches = [make_batch(seed, weight) for seed in range(2)]
+    for batch in batches:
+        one, metrics = step(one, batch)
+        four, _ = step4(four, sharding.put_batch(mesh, batch))
+
+    def of(state):
+        return {k: v for k, v in state.params.items() if k != "backbone"}, state.memory
+
+    assert_near(of(four), of(one))
+    assert bool(one.memory) == (loss in REMEMBERING)
+    assert all(np.isfinite(v) for v in metrics.values())
+    if loss in ("adaface", "vpl_arcface"):
+        start, step_parts, _ = setup(loss=loss, margin=LEVEL, accumulate=2)
+        parts, _ = step_parts(start, batches[0])
+        assert_near(parts.memory, step(start, batches[0])[0].memory)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(one, {})
+    fresh, *_ = setup(loss=loss, margin=LEVEL)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(fresh)
+    jax.tree.map(np.testing.assert_array_equal, restored, one)
 
 
 def test_parts_of_a_batch_on_a_mesh():

@@ -20,18 +20,20 @@ from hyperface_jax.config.rules import (
     margin_schedule,
     resolve,
 )
-from hyperface_jax.config.validation import validate
+from hyperface_jax.config.validation import constants, member_of, validate
 
 __all__ = [
     "LOSSES",
     "PROTOCOLS",
     "Config",
     "check_resumable",
+    "constants",
     "default_config",
     "flatten",
     "laptop_recipe",
     "load",
     "margin_schedule",
+    "member_of",
     "parse_arg",
     "resolve",
     "validate",

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hyperface_jax import classifier
+from hyperface_jax import classifier, family
 from hyperface_jax.evaluation import protocols
 
 Config = Any
@@ -83,7 +83,7 @@ def default_config() -> Config:
     c.head = section()
     c.head.loss = "sphereface_r_v2"  # see classifier.LOSSES
     c.head.norm = "hfn"  # hfn | nfn | sfn
-    c.head.scale = "auto"  # s; "auto": scale_factor times the smallest that can work
+    c.head.scale = "auto"  # s; auto: scale_factor times the least; paper: published
     c.head.scale_factor = 2.3  # of "auto"; the authors' own s are 2.2-2.5 times it
     c.head.margin = 1.4  # m at the end of its schedule; -1: the loss's default
     c.head.margin_schedule = "constant"  # constant | stairs | linear
@@ -93,7 +93,7 @@ def default_config() -> Config:
     )  # stairs: where m rises; linear: (last step of the ramp,)
     c.head.penalty = "l1"  # of SFN: l1 (official) | l2
     c.head.penalty_strength = 0.01  # t of SFN
-    c.head.detach = "cosine"  # cosine (CGD) | none | angle
+    c.head.detach = "auto"  # cosine (CGD) | none | angle; auto: as published
     c.head.clamp = "exact"  # exact | official (cosines clipped to 1 - 1e-5)
     c.head.prototype_norm = "project"  # project (official) | differentiate
     c.head.prototype_init = "xavier_normal"  # xavier_normal | normal
@@ -108,6 +108,9 @@ def default_config() -> Config:
     c.head.precision.embedding_gradient = "auto"
     c.head.precision.prototype_gradient = "auto"
     c.head.class_multiple = 4096  # rows of the prototypes are padded to a multiple
+    for name in family.NAMES:  # a loss's own constants, docs/losses.md
+        if own := family.constants_of(name):
+            c.head[name] = section(own)
 
     c.optimizer = section()
     c.optimizer.name = "sgd"  # sgd (PyTorch's rule) | adamw

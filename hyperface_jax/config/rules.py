@@ -7,9 +7,9 @@ from typing import Any
 
 from etils import epath
 
-from hyperface_jax import classifier, margins, schedules
+from hyperface_jax import adaptive, classifier, family, margins, schedules
 from hyperface_jax.config.keys import Config, default_config, flatten, section
-from hyperface_jax.config.validation import parse_scale
+from hyperface_jax.config.validation import member_of, parse_scale
 
 # What may differ when a run is resumed. Everything else changes the mathematics.
 _RUNTIME = (
@@ -34,9 +34,9 @@ _EXTENDS = ("train.steps", "train.epochs")
 def resolve(config: Config, *, num_classes: int, num_examples: int) -> Config:
     """Fills in what depends on other keys or on the data; returns a locked copy.
 
-    `train.steps` and `learning_rate.milestones` from epochs, `head.margin` -1 and
-    `head.scale` "auto" become numbers. Warns where s is below the smallest that lets a
-    perfect example reach p = .99.
+    `train.steps` and `learning_rate.milestones` from epochs, `head.margin` -1,
+    `head.scale` "auto" and "paper" become numbers, `head.detach` "auto" a word. Warns
+    where s is below the smallest that lets a perfect example reach p = .99.
 
     Args:
       config: validated.
@@ -49,15 +49,17 @@ def resolve(config: Config, *, num_classes: int, num_examples: int) -> Config:
         c.train.steps = max(round(c.train.epochs * epoch), 1)
     if epochs := c.learning_rate.milestone_epochs:
         c.learning_rate.milestones = tuple(round(e * epoch) for e in epochs)
-    plain = c.head.loss == classifier.PLAIN_SOFTMAX
-    margin = margins.MARGINS.get(c.head.loss, margins.MARGINS["normface"])
+    member = member_of(c)
     if c.head.margin == -1:
-        c.head.margin = margin.default
-    least = margins.minimum_scale(margin, c.head.margin, num_classes)
-    if plain:
+        c.head.margin = member.margin.default
+    if c.head.detach == "auto":
+        c.head.detach = member.detach
+    if c.head.loss == classifier.PLAIN_SOFTMAX:
         c.head.norm = "nfn"
-    scale = _resolve_scale(c, least)
-    if c.head.norm != "nfn" and scale < least:
+    least = margins.minimum_scale(member.margin, c.head.margin, num_classes)
+    scale = _resolve_scale(c, member, least, num_classes)
+    softmax = not member.binary and not member.own_scale
+    if c.head.norm != "nfn" and softmax and scale < least:
         warnings.warn(
             f"head.scale is {scale}, below {least:.1f}, the least with which "
             f"{c.head.loss} at m = {c.head.margin} can reach p = .99 with "
@@ -69,13 +71,25 @@ def resolve(config: Config, *, num_classes: int, num_examples: int) -> Config:
     return c.lock()
 
 
-def _resolve_scale(config: Config, least: float) -> float:
-    """S as a number; "auto" is a multiple of the smallest that can work."""
+def _resolve_scale(
+    config: Config, member: family.Member, least: float, num_classes: int
+) -> float:
+    """S as a number; "auto" is a multiple of the smallest that can work.
+
+    A sum over classes has no smallest: "auto" is the published scale then. AdaCos
+    chooses its own.
+    """
     head = config.head
-    if head.scale != "auto":
+    if member.own_scale:
+        return round(adaptive.adacos_start(num_classes), 1)
+    if head.scale not in ("auto", "paper"):
         return parse_scale(head.scale)
     if head.norm == "nfn":
         return 1.0
+    if head.scale == "paper" or member.binary:
+        if member.scale is None:
+            raise ValueError(f"head.scale is 'paper', but {head.loss} has none")
+        return member.scale
     if least == float("inf"):
         raise ValueError(f"head.margin is {head.margin}: no scale separates classes")
     return round(head.scale_factor * least, 1)

@@ -3,8 +3,10 @@
 from typing import Any
 
 from hyperface_jax import (
+    class_loss,
+    class_vectors,
     classifier,
-    losses,
+    family,
     magnitudes,
     margins,
     optimizer,
@@ -31,10 +33,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "head.loss": classifier.LOSSES,
     "head.norm": magnitudes.MAGNITUDES,
     "head.penalty": magnitudes.PENALTIES,
-    "head.detach": margins.DETACH,
+    "head.detach": ("auto", *margins.DETACH),
     "head.clamp": margins.CLAMP,
-    "head.prototype_norm": losses.PROTOTYPES,
-    "head.prototype_init": classifier.INITS,
+    "head.prototype_norm": class_loss.PROTOTYPES,
+    "head.prototype_init": class_vectors.INITS,
     "head.margin_schedule": MARGIN_SCHEDULES,
     "head.precision.cosine": ("auto", *precision.PRECISIONS),
     "head.precision.embedding_gradient": ("auto", *precision.PRECISIONS),
@@ -158,7 +160,7 @@ def validate(config: Config) -> None:
         if flat[key] < 0:
             raise ValueError(f"{key} is {flat[key]}, expected 0 or more")
     templates.parse_pooling(config.eval.pooling)
-    if config.head.scale != "auto":
+    if config.head.scale not in ("auto", "paper"):
         parse_scale(config.head.scale)
     for name in config.eval.protocols:
         if name not in PROTOCOLS:
@@ -167,11 +169,33 @@ def validate(config: Config) -> None:
             )
 
 
+def member_of(config: Config) -> family.Member:
+    """The config's loss; of plain softmax NormFace's row, which has its cosines."""
+    if config.head.loss == classifier.PLAIN_SOFTMAX:
+        return family.member("normface")
+    return family.member(config.head.loss, **constants(config))
+
+
+def constants(config: Config) -> dict[str, float]:
+    """The loss's own constants."""
+    return dict(config.head.get(config.head.loss) or {})
+
+
 def _check_margin(config: Config) -> None:
-    """Below its neutral value a margin rewards the wrong side."""
-    margin = margins.MARGINS.get(config.head.loss)
-    if margin is None:
+    """The loss's own constants; and a margin below neutral rewards the wrong side."""
+    h = config.head
+    if h.loss == classifier.PLAIN_SOFTMAX:
         return
+    try:
+        member = member_of(config)
+    except ValueError as error:
+        raise ValueError(f"head.{h.loss}: {error}") from None
+    member.check(h.loss, h.norm, h.interclass_filter, h.sample_rate)
+    if member.binary and h.detach == "angle":
+        raise ValueError(
+            f"head.detach is 'angle' with {h.loss}, expected auto, cosine or none"
+        )
+    margin = member.margin
     keys = ["margin"]
     if config.head.margin_schedule != "constant":
         keys.append("margin_start")
@@ -191,5 +215,7 @@ def parse_scale(value: Any) -> float:
     except ValueError:
         scale = 0.0
     if not scale > 0:
-        raise ValueError(f"head.scale is {value!r}, expected 'auto' or a number > 0")
+        raise ValueError(
+            f"head.scale is {value!r}, expected 'auto', 'paper' or a number > 0"
+        )
     return scale
