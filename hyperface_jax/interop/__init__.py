@@ -1,0 +1,1 @@
+"""Weights of other programs: their files, their names, and back. Without torch."""
