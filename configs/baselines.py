@@ -3,8 +3,10 @@
     python -m hyperface_jax.main --config configs/baselines.py:loss=cosface \
         --workdir runs/cosface
 
-trains on rendered faces with exactly the budget of configs/sfr.py. With a recipe of
-another code base, name your data with --config.data.path.
+trains on rendered faces with exactly the budget of configs/sfr.py, with the margin, the
+constants and the gradient with which the loss was published (docs/losses.md) and a
+scale that fits the number of people (--config.head.scale=paper: the published one). With
+a recipe of another code base, name your data with --config.data.path.
 """
 
 from hyperface_jax.config import LOSSES, default_config, laptop_recipe, parse_arg
@@ -43,14 +45,15 @@ def get_config(arg: str | None = None):
         config.data.name, config.data.config = "casia_webface", "default"
         config.source = ""
     if values["loss"] == "ga_softmax":
-        config.head.detach = "angle"
         config.optimizer.backbone.clip_norm = 5.0  # its official config clips
         config.optimizer.prototypes.clip_norm = 5.0
     if values["loss"] == "sphereface_2017":
         config.head.norm = "nfn"
-        config.head.detach = "none"
         config.head.annealing = True
         config.head.loss_weight = 1.0
+    if values["loss"].startswith("sphereface2") and values["recipe"] == "opensphere":
+        config.head.scale = "paper"
+        config.head.loss_weight, config.head.divide_by_scale = 10.0, True
     return config.lock()
 
 
