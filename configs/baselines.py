@@ -5,8 +5,8 @@
 
 trains on rendered faces with exactly the budget of configs/sfr.py, with the margin, the
 constants and the gradient with which the loss was published (docs/losses.md) and a
-scale that fits the number of people (--config.head.scale=paper: the published one). With
-a recipe of another code base, name your data with --config.data.path.
+scale that fits the number of people (--config.head.scale=paper: the published one).
+With a recipe of another code base, name your data with --config.data.path.
 """
 
 from hyperface_jax.config import LOSSES, default_config, laptop_recipe, parse_arg

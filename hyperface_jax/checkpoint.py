@@ -118,6 +118,48 @@ class Checkpoints:
             raise ValueError(_damaged(where, error)) from error
         return _from_tree(template, restored)
 
+    def restore_weights(
+        self, step: int | None = None, *, use_ema: bool = True
+    ) -> tuple[int, Any, Any]:
+        """Backbone and statistics alone; nothing else of the checkpoint is read.
+
+        Args:
+          step: default: the newest.
+          use_ema: the moving averages, where there are any.
+
+        Returns:
+          (step, params, batch_stats) on the first device.
+
+        Raises:
+          ValueError: there is no checkpoint, or it is damaged.
+        """
+        step = self.latest_step if step is None else step
+        if step is None:
+            raise ValueError(f"no checkpoint in {self._folder}")
+        where = self._folder / str(step)
+        try:
+            saved: Any = self._checkpointer.metadata(step).metadata
+            if use_ema and "ema" in saved:
+                wanted = {"ema": dict(saved["ema"])}
+            else:
+                wanted = {"params": {"backbone": saved["params"]["backbone"]}}
+                if "batch_stats" in saved:
+                    wanted["batch_stats"] = saved["batch_stats"]
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+                wanted,
+                is_leaf=lambda x: hasattr(x, "shape"),
+            )
+            context = ocp.Context()
+            context.pytree.loading.partial_load = True
+            with context:
+                found: Any = self._checkpointer.load(step, abstract)
+        except Exception as error:
+            raise ValueError(_damaged(where, error)) from error
+        weights = found.get("ema") or found["params"] | found
+        return step, weights["backbone"], weights.get("batch_stats", {})
+
 
 def as_tree(state: TrainState) -> dict[str, Any]:
     """The state as plain dicts of arrays, so that no class is needed to read it.

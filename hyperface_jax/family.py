@@ -214,9 +214,11 @@ FAMILY: dict[str, Callable[..., Member]] = {
     "adaface": _adaface,
     "curricularface": _curricularface,
     "elasticface_arc": _elastic("arcface_wrap", "ElasticFace, CVPRW 2022", False),
-    "elasticface_arc_plus": _elastic("arcface_wrap", "ElasticFace-Arc+", True),
+    "elasticface_arc_plus": _elastic(
+        "arcface_wrap", "ElasticFace-Arc+, CVPRW 2022", True
+    ),
     "elasticface_cos": _elastic("cosface", "ElasticFace-Cos, CVPRW 2022", False),
-    "elasticface_cos_plus": _elastic("cosface", "ElasticFace-Cos+", True),
+    "elasticface_cos_plus": _elastic("cosface", "ElasticFace-Cos+, CVPRW 2022", True),
     "subcenter_arcface": _subcenter_arcface,
     "mv_arc": lambda t=1.12: Member(peer_margins.mv_arc(t), 32.0),
     "mv_am": lambda t=1.12: Member(peer_margins.mv_am(t), 32.0),

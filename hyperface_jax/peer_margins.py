@@ -23,7 +23,7 @@ def combined(m1: float = 1.0, m3: float = 0.2) -> Margin:
     """cos(m1·θ + m) - m3, with -1 for the cosine beyond π; m1 = 1, m3 = 0 is ArcFace.
 
     Args:
-      m1: factor of the angle, at least 1 (SphereFace's).
+      m1: factor of the angle, more than 0 (SphereFace's is at least 1).
       m3: subtracted from the cosine (CosFace's).
     """
     if not m1 > 0:
@@ -128,6 +128,7 @@ def mv_am(t: float = 1.12) -> Margin:
 
 
 def _misclassified(base: str, t: float) -> Margin:
+    # FaceX-Zoo's has the margin only where cos θ_y > 0 (arc) or > m (am).
     if not t >= 1:
         raise ValueError(f"t of MV-Softmax is {t}, expected at least 1")
     row = MARGINS[base]
@@ -136,7 +137,7 @@ def _misclassified(base: str, t: float) -> Margin:
         above = cos > row.psi(target_cos, context)
         return jnp.where(above, t * cos + t - 1, cos)
 
-    source = "MV-Softmax, AAAI 2020; ψ everywhere, not only where θ_y < π/2"
+    source = "MV-Softmax, AAAI 2020; FaceX-Zoo, head/MV_Softmax.py"
     return Margin(row.psi, eta, 0.0, 0.35, source)
 
 

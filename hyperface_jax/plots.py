@@ -6,7 +6,7 @@ pairs and other classes orange (apart for colour-blind readers and in grey print
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -183,18 +183,23 @@ def _filled(axes, edges, values, colour, label):
     axes.stairs(values, edges, color=colour, lw=1.4, label=label)
 
 
-def margin_curves(name: str, margin: float | None = None) -> str:
+def margin_curves(
+    name: str,
+    margin: float | None = None,
+    constants: Mapping[str, float] | None = None,
+) -> str:
     """ψ and η of a margin over the angle, beside them Δ = η - ψ.
 
     Args:
-      name: a row of `hyperface_jax.margins.MARGINS`.
+      name: of `hyperface_jax.family.NAMES`.
       margin: m; None means the default of that row.
+      constants: the loss's own; None means the published ones.
     """
     import jax.numpy as jnp
 
-    from hyperface_jax import margins
+    from hyperface_jax import family, margins
 
-    chosen = margins.get_margin(name)
+    chosen = family.member(name, **(constants or {})).margin
     m = chosen.default if margin is None else margin
     degrees = jnp.linspace(0, 180, 721)
     cos = jnp.cos(jnp.deg2rad(degrees))[:, None]  # [B, 1]

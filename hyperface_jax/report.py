@@ -54,7 +54,7 @@ def write_report(
       versions: software and hardware by name.
       training: rows of metrics.jsonl; may be empty.
       results: what the protocols returned; may be empty.
-      margin: a row of `margins.MARGINS` to draw; None draws none.
+      margin: a name of `family.NAMES` to draw; None draws none.
       margin_value: its m; None means its default.
       summary: facts for the head of the page, such as steps, time, identities.
       pictures: whether to show the hardest pairs. They are faces.
@@ -70,7 +70,7 @@ def write_report(
         _open_sets(results),
         _pairs(results) if pictures else "",
         _training(training),
-        _margin(margin, margin_value),
+        _margin(margin, margin_value, config),
         _setup(config, versions),
     ]
     caution = "".join(f"<p>{escape(text)}</p>" for text in _CAUTION)
@@ -215,7 +215,7 @@ def _training(training) -> str:
     )
 
 
-def _margin(margin, value) -> str:
+def _margin(margin, value, config) -> str:
     if margin is None:
         return ""
     caption = (
@@ -223,9 +223,9 @@ def _margin(margin, value) -> str:
         "Training pulls ψ at the angle of the own class above η at the angles of the "
         "others; where Δ &gt; 0 it asks for more than the right answer, for a margin."
     )
-    return html.section(
-        "Margin", html.image(plots.margin_curves(margin, value), margin, caption)
-    )
+    constants = config.get("head", {}).get(margin) or {}
+    curves = plots.margin_curves(margin, value, constants)
+    return html.section("Margin", html.image(curves, margin, caption))
 
 
 def _setup(config, versions) -> str:

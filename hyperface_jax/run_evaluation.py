@@ -10,7 +10,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from hyperface_jax import classifier, hosts, metric_writer, outputs, workdir
+from hyperface_jax import (
+    classifier,
+    hosts,
+    metric_writer,
+    model_card,
+    outputs,
+    workdir,
+)
 from hyperface_jax import config as config_lib
 from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.data.evaluation_set import EvaluationSet
@@ -100,6 +107,9 @@ def evaluate_and_report(
     hardest = run.config.report.hardest if run.config.report.pictures else 0
     results = evaluate_state(run, state, hardest=hardest, final=True)
     report_run(run, state, folder, results, best_step=best_step)
+    if hosts.is_first() and (folder / workdir.CONFIG).exists():
+        facts = workdir.read_json(folder / workdir.CONFIG)
+        model_card.write(folder, model_card.of_run(folder, facts, int(state.step)))
     return results
 
 

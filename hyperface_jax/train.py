@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import hosts, plan, run_evaluation, sharding, workdir
+from hyperface_jax import hosts, initial, plan, run_evaluation, sharding, workdir
 from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.config import Config
 from hyperface_jax.evaluation import protocols
@@ -61,7 +61,8 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
     config_lib.validate(config)
     folder = workdir.create(path)
     hosts.check_shared(folder)
-    run = create_experiment(config)
+    start = initial.load(config)
+    run = create_experiment(initial.adopted(config, start) if start else config)
     plan.check_head(run)
     facts = _facts(run)
     hosts.check_agreement(config_lib.flatten(facts))
@@ -79,6 +80,10 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
             )
         _claim(folder, facts, run.config, resuming)
         state = run.create_state()
+        if start and not resuming:
+            state = initial.put_into(state, start)
+            if hosts.is_first():
+                initial.remember(folder, run.config, start)
         if resuming:
             state = checkpoints.restore(state)
             done = int(state.step) >= run.config.train.steps

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from test_config import load_file
 
-from hyperface_jax import class_vectors, losses
+from hyperface_jax import class_loss, class_vectors
 from hyperface_jax import config as config_lib
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,6 +70,6 @@ def test_the_readmes_code_runs_as_printed():
 def test_wrong_shapes_are_named(shapes, message):
     x, y, w = (jnp.zeros(s, int if k == 1 else float) for k, s in enumerate(shapes))
     with pytest.raises(ValueError, match=message):
-        losses.check_shapes(x, y, w)
+        class_loss.check_shapes(x, y, w)
     with pytest.raises(ValueError, match="labels are float32, expected integers"):
-        losses.check_shapes(jnp.zeros((8, 16)), jnp.zeros(8), jnp.zeros((10, 16)))
+        class_loss.check_shapes(jnp.zeros((8, 16)), jnp.zeros(8), jnp.zeros((10, 16)))

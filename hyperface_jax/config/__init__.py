@@ -13,6 +13,7 @@ from hyperface_jax.config.keys import (
     flatten,
     laptop_recipe,
     parse_arg,
+    section,
 )
 from hyperface_jax.config.rules import (
     check_resumable,
@@ -36,5 +37,6 @@ __all__ = [
     "member_of",
     "parse_arg",
     "resolve",
+    "section",
     "validate",
 ]

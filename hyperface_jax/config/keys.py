@@ -37,6 +37,7 @@ def default_config() -> Config:
     c: Config = section()
     c.seed = 0  # of initialisation, order of the data, augmentation and dropout
     c.source = ""  # where these hyperparameters are published; "": ours
+    c.init_from = ""  # model folder (of convert) or workdir to start from; "": random
     c.compilation_cache = ""  # folder that keeps compiled programs; "": none
 
     c.data = section()

@@ -62,6 +62,27 @@ def decode_into(data: bytes | np.ndarray, out: np.ndarray) -> None:
     out[:] = decode_image(data, len(out))
 
 
+def check_size(data: bytes | np.ndarray, size: int) -> None:
+    """Refuses an image that is no crop of the given size; reads its head only.
+
+    Raises:
+      BadImageError: it has another size, or is no image.
+    """
+    if isinstance(data, np.ndarray):
+        height, width = data.shape[:2]
+    else:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+        except (OSError, ValueError, SyntaxError) as error:
+            raise BadImageError(f"cannot be decoded ({error})") from None
+    if (height, width) != (size, size):
+        raise BadImageError(
+            f"is {width}x{height}, expected an aligned crop of {size}x{size} "
+            "(prepare --landmarks aligns; --resize only scales)"
+        )
+
+
 def decode_rgb(data: bytes) -> np.ndarray:
     """Decodes to uint8 RGB [H, W, 3] of the image's own size.
 

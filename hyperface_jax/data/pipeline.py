@@ -13,7 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from hyperface_jax.data.decode import decode_into
+from hyperface_jax.data.decode import check_size, decode_into
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.records import BadRecordError, Record
 
@@ -29,10 +29,14 @@ class BatchReader:
     weight 0: dropping it would shift all later batches. It is logged once and counted.
     """
 
-    def __init__(self, faces: FaceSet, *, image_size: int, threads: int):
+    def __init__(
+        self, faces: FaceSet, *, image_size: int, threads: int, exact: bool = False
+    ):
+        """With `exact`, an image of another size is a bad record, not resampled."""
         self._faces = faces
         self._size = image_size
         self._threads = threads
+        self._exact = exact
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -52,7 +56,10 @@ class BatchReader:
             for k in places:
                 row = int(self._faces.rows[indices[k]])
                 try:
-                    decode_into(self._checked(row, records[k])["image"], images[k])
+                    data = self._checked(row, records[k])["image"]
+                    if self._exact:
+                        check_size(data, self._size)
+                    decode_into(data, images[k])
                 except BadRecordError as error:
                     weights[k] = 0
                     self._report(row, records[k], error)

@@ -87,6 +87,7 @@ def embed_rows(
     batch_size: int,
     threads: int,
     mesh: Mesh,
+    exact: bool = False,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Embeds rows of a set's source.
 
@@ -98,6 +99,7 @@ def embed_rows(
       batch_size: a multiple of the devices of the mesh.
       threads: for decoding.
       mesh: images are split over all its devices.
+      exact: images of another size count as unreadable; else they are resampled.
 
     Returns:
       float32 [n, V, D]; an image that cannot be read has the embedding 0. And row ->
@@ -106,7 +108,7 @@ def embed_rows(
     sharding.check_divisible("eval.batch_size", batch_size, mesh)
     position = np.full(len(faces.source), -1)
     position[faces.rows] = np.arange(len(faces))
-    reader = BatchReader(faces, image_size=image_size, threads=threads)
+    reader = BatchReader(faces, image_size=image_size, threads=threads, exact=exact)
     parts, readable = [], []
     total = -(-len(rows) // batch_size)
     batches = _padded_batches(reader, position[rows], batch_size)

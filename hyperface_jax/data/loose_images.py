@@ -1,0 +1,72 @@
+"""Images without identities: files of a folder at any depth, or a list of paths."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from hyperface_jax.data import insightface, prepared, sources
+from hyperface_jax.data.face_set import FaceSet, fingerprint_of
+from hyperface_jax.data.image_files import is_image
+from hyperface_jax.data.records import ImageSource
+
+
+class FileReader:
+    """Row -> content of a file."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._paths = paths
+
+    def __call__(self, row: int) -> bytes:
+        """The file's bytes; an OSError where it cannot be read."""
+        return self._paths[row].read_bytes()
+
+    def take(self, rows: np.ndarray) -> "FileReader":
+        """The given files only."""
+        return FileReader([self._paths[int(row)] for row in rows])
+
+
+def open_any(path: str, lines: Iterable[str] = ()) -> FaceSet:
+    """Images to embed, identities or not.
+
+    Args:
+      path: "-" for the paths in `lines`; a folder of images at any depth, or whatever
+        `sources.open_path` reads.
+      lines: paths of images, one each.
+
+    Raises:
+      ValueError: nothing is there, or no image among it.
+    """
+    if path == "-":
+        listed = [Path(line.strip()) for line in lines if line.strip()]
+        if not listed:
+            raise ValueError("standard input: no path in it, expected one a line")
+        return of_files("standard input", listed, [str(p) for p in listed])
+    where = epath.Path(path)
+    known = insightface.is_insightface(where) or prepared.is_prepared(where)
+    if not where.is_dir() or known:
+        return sources.open_path(path)
+    root = Path(path)
+    found = sorted(p for p in root.rglob("*") if is_image(p.name) and p.is_file())
+    if not found:
+        raise ValueError(f"{path}: no images in it, at any depth")
+    names = [p.relative_to(root).with_suffix("").as_posix() for p in found]
+    if len(set(names)) < len(names):  # 1.jpg beside 1.png
+        names = [p.relative_to(root).as_posix() for p in found]
+    return of_files(root.name, found, names)
+
+
+def of_files(name: str, paths: Sequence[Path], ids: Sequence[str]) -> FaceSet:
+    """A FaceSet of one nameless identity; a missing file is an unreadable record."""
+    labels = np.zeros(len(paths), np.int32)
+    sizes = [p.stat().st_size if p.exists() else -1 for p in paths]
+    return FaceSet(
+        name=name,
+        source=ImageSource(FileReader(paths), labels, ids),
+        rows=np.arange(len(paths)),
+        labels=labels,
+        source_labels=labels,
+        identities=("",),
+        fingerprint=fingerprint_of(list(ids), np.asarray(sizes)),
+    )

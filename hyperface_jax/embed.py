@@ -1,0 +1,158 @@
+"""Embeddings of images with a trained network.
+
+    python -m hyperface_jax.embed runs/sfr --source faces/ --out faces.npz
+    find . -name '*.jpg' | python -m hyperface_jax.embed models/r100 --source - \
+        --out faces.parquet
+
+The source is a folder of images at any depth, a tar of identities, an InsightFace or
+prepared folder, a list of images, or `-`: paths on standard input. OUT ending .npz
+(`embeddings` [N, D], `ids`) or .parquet is one file; anything else is a folder that
+`evaluate --embeddings` takes, which also has the mirror images apart. A killed command
+goes on where it was. Images must be aligned crops of the network's size.
+"""
+
+import argparse
+import functools
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from hyperface_jax import command_line, model, sharding, workdir
+from hyperface_jax.data import decode, loose_images
+from hyperface_jax.data.face_set import FaceSet
+from hyperface_jax.data.records import BadRecordError, ids_of
+from hyperface_jax.evaluation import parquet, stored
+from hyperface_jax.evaluation.embed import embed_to_store, make_embed_fn
+
+log = logging.getLogger("hyperface_jax.embed")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = command_line.Parser(
+        prog="python -m hyperface_jax.embed",
+        description="Embeddings of images with a trained network.",
+    )
+    add = p.add_argument
+    add("model", help="a model folder (of convert), or the workdir of a run")
+    add("--source", required=True, metavar="PATH", help="images; - reads paths")
+    add("--out", required=True, metavar="PATH", help=".npz, .parquet, or a folder")
+    add("--checkpoint", default="last", choices=["last", "best"], help="of a workdir")
+    add("--no_flip", action="store_true", help="without the mirror image")
+    add("--resize", action="store_true", help="scale images of another size")
+    add("--batch_size", type=int, default=256, help="images at a time")
+    add("--threads", type=int, default=2, help="that decode")
+    return p
+
+
+def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
+    """Runs a parsed command line; returns what was written.
+
+    Args:
+      arguments: see `parser`.
+      lines: paths, for `--source -`.
+
+    Raises:
+      ValueError: one line on what is wrong with an argument or a file.
+    """
+    a = arguments
+    out = Path(a.out)
+    if a.batch_size < 1 or a.threads < 1:
+        raise ValueError(
+            f"--batch_size and --threads are {a.batch_size} and {a.threads}, expected "
+            "1 or more"
+        )
+    if out.suffix == ".parquet":
+        parquet.check_installed()
+    made = model.load(a.model, a.checkpoint)
+    faces = loose_images.open_any(a.source, lines)
+    if not a.resize:
+        _check_first(faces, made.image_size)
+    single = out.suffix in (".npz", ".parquet")
+    folder = out.with_name(out.name + ".parts") if single else out
+    store = _fill(made, faces, folder, a)
+    found = store.read()
+    if found.unreadable:
+        log.info(
+            "%d of %d images have no embedding (0): first %s",
+            len(found.unreadable),
+            len(found.views),
+            next(iter(found.unreadable.values())),
+        )
+    if not single:
+        return out
+    embeddings = np.asarray(found.views).sum(axis=1)
+    facts = {"model": made.fingerprint, "mirror_image_added": str(not a.no_flip)}
+    if out.suffix == ".parquet":
+        parquet.write_parquet(out, list(found.ids or ()), embeddings, facts)
+    else:
+        with workdir.whole_file(epath.Path(out), "wb") as file:
+            ids = np.asarray(found.ids)
+            np.savez(file, allow_pickle=False, embeddings=embeddings, ids=ids, **facts)
+    shutil.rmtree(folder)
+    log.info("%s: %d embeddings of %d numbers", out, *embeddings.shape)
+    return out
+
+
+def views_of(made: model.Model, mesh: Any, *, flip: bool):
+    """uint8 images [B, H, W, 3] on the mesh -> float32 [B, V, D]."""
+    run = make_embed_fn(made.backbone, flip=flip)
+    weights = (made.params, made.batch_stats)
+    weights = jax.device_put(weights, sharding.replicated(mesh))
+    return functools.partial(run, *weights)
+
+
+def _fill(
+    made: model.Model, faces: FaceSet, folder: Path, a: argparse.Namespace
+) -> stored.EmbeddingStore:
+    mesh = sharding.make_mesh(1)
+    batch = -(-min(a.batch_size, len(faces)) // mesh.size) * mesh.size
+    names = {row: id_ for id_, row in ids_of(faces.source).items()}
+    scaled = ", scaled" if a.resize else ""
+    store = stored.EmbeddingStore.create(
+        folder,
+        [names.get(int(row), f"#{row}") for row in faces.rows],
+        views=1 if a.no_flip else 2,
+        dimension=made.backbone.embedding_dim,
+        images=f"{faces.fingerprint}, {made.image_size} pixels{scaled}",
+        weights=made.fingerprint,
+    )
+    embed_to_store(
+        store,
+        views_of(made, mesh, flip=not a.no_flip),
+        faces,
+        faces.rows,
+        image_size=made.image_size,
+        batch_size=batch,
+        threads=a.threads,
+        mesh=mesh,
+        exact=not a.resize,
+    )
+    return store
+
+
+def _check_first(faces: FaceSet, size: int) -> None:
+    """One line at once instead of a million unreadable images."""
+    (record,) = faces.read([0])
+    if isinstance(record, BadRecordError):
+        return
+    try:
+        decode.check_size(record["image"], size)
+    except BadRecordError as error:
+        raise ValueError(f"{faces.name}, {record['id']}: {error}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; a wrong input ends with one line and status 1."""
+    command_line.run(lambda a: embed(a, sys.stdin), parser(), argv)
+
+
+if __name__ == "__main__":
+    main()

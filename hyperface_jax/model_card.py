@@ -1,0 +1,225 @@
+"""Model cards: what a network is, what it was trained on, what its scores are worth.
+
+A card is a plain dict, written as `model_card.json` and `model_card.md` beside every
+workdir's checkpoints, converted model and export. What is not known says so.
+"""
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from hyperface_jax import workdir
+
+JSON, MARKDOWN = "model_card.json", "model_card.md"
+UNKNOWN = "not known"
+
+INTENDED = (
+    "Embeddings of aligned face crops for research on face recognition: comparing "
+    "losses, verification and identification on test sets whose terms allow it."
+)
+LIMITS = (
+    "A score says how similar two embeddings are, not that two pictures show one "
+    "person. A threshold holds for people, cameras and alignment like those it was "
+    "calibrated on; error rates differ between groups of people (eval.groups measures "
+    "it). Not for decisions about people without a human who can overrule them."
+)
+
+
+def of_run(folder: epath.Path, facts: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The card of a run's checkpoint.
+
+    Args:
+      folder: the workdir.
+      facts: content of its config.json.
+      step: of the checkpoint.
+    """
+    config, data = facts["config"], facts["data"]
+    head, backbone = config["head"], config["backbone"]
+    start = folder / "started_from.json"
+    started = workdir.read_json(start) if start.exists() else {}
+    results = folder / workdir.RESULTS
+    measured = workdir.read_json(results) if results.exists() else {}
+    return {
+        "network": {
+            "name": backbone["name"],
+            "embedding_dim": backbone["embedding_dim"],
+            "image_size": config["data"]["image_size"],
+            **_input(backbone),
+        },
+        "training": {
+            "data": data["name"],
+            "fingerprint": data["fingerprint"],
+            "licence": data.get("licence") or UNKNOWN,
+            "identities": data["identities"],
+            "images": data["images"],
+            "loss": head["loss"],
+            "norm": head["norm"],
+            "margin": head["margin"],
+            "scale": head["scale"],
+            "steps": step,
+            "batch_size": config["train"]["batch_size"],
+            "started_from": started.get("init_from") or "random weights",
+        },
+        "evaluation": _evaluation(measured, step),
+        "thresholds": thresholds(measured, mirrored=config["eval"]["flip"]),
+        "weights_licence": started.get("licence") or "of whoever trained them",
+        "intended_use": INTENDED,
+        "limits": LIMITS,
+        "versions": facts.get("versions", {}),
+        "commit": commit(),
+    }
+
+
+def of_import(
+    network: Mapping[str, Any], image_size: int, source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The card of weights from another program.
+
+    Args:
+      network: values of `model.NETWORK`.
+      image_size: H = W.
+      source: "file", "sha256", "layout", "licence".
+    """
+    return {
+        "network": {
+            "name": network["name"],
+            "embedding_dim": network["embedding_dim"],
+            "image_size": image_size,
+            **_input(network),
+        },
+        "training": {"data": UNKNOWN, "imported_from": dict(source)},
+        "evaluation": [],
+        "thresholds": [],
+        "weights_licence": source.get("licence") or UNKNOWN,
+        "intended_use": INTENDED,
+        "limits": LIMITS,
+        "versions": {},
+        "commit": commit(),
+    }
+
+
+def thresholds(measured: Mapping[str, Any], *, mirrored: bool) -> list[dict[str, Any]]:
+    """Operating points of a results.json: cosine, FAR, impostor count, where.
+
+    Args:
+      measured: content of a results.json; {} for none.
+      mirrored: its embeddings are sums with those of the mirror images.
+    """
+    found = []
+    for protocol in measured.get("protocols", []):
+        impostors = protocol.get("counts", {}).get("impostor_pairs")
+        for key, value in protocol.get("metrics", {}).items():
+            if not key.startswith("threshold@far="):
+                continue
+            found.append(
+                {
+                    "cosine": value,
+                    "far": float(key.removeprefix("threshold@far=")),
+                    "impostor_pairs": impostors,
+                    "mirror_image_added": mirrored,
+                    "calibrated_on": f"{protocol['test_set']}/{protocol['name']}",
+                }
+            )
+    return found
+
+
+def write(folder: epath.Path, card: Mapping[str, Any], stem: str = "") -> None:
+    """Writes both forms; with `stem` as STEM.model_card.*, beside a single file."""
+    prefix = f"{stem}." if stem else ""
+    workdir.write_json(folder / f"{prefix}{JSON}", card)
+    workdir.write_text(folder / f"{prefix}{MARKDOWN}", markdown(card))
+
+
+def read(folder: epath.Path) -> dict[str, Any]:
+    """The card in a folder; {} without one."""
+    path = folder / JSON
+    return workdir.read_json(path) if path.exists() else {}
+
+
+def markdown(card: Mapping[str, Any]) -> str:
+    """A card as text."""
+    lines = [f"# Model card: {card['network']['name']}", ""]
+    for title in ("network", "training"):
+        lines += [f"## {title.capitalize()}", ""]
+        lines += [f"- {_words(k)}: {_text(v)}" for k, v in card[title].items()]
+        lines.append("")
+    lines += ["## Evaluation", ""]
+    if card["evaluation"]:
+        lines += ["| protocol | metric | value | 95 % interval |", "|---|---|---|---|"]
+        for row in card["evaluation"]:
+            interval = row.get("interval")
+            shown = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+            lines.append(
+                f"| {row['protocol']} | {row['metric']} | {row['value']:.4f} | {shown} |"
+            )
+    else:
+        lines.append("Not evaluated here.")
+    lines += ["", "## Thresholds", ""]
+    for row in card["thresholds"]:
+        lines.append(
+            f"- cosine {row['cosine']:.4f}: FAR {row['far']:g} on "
+            f"{row['calibrated_on']} ({row['impostor_pairs']} impostor pairs)"
+        )
+    if not card["thresholds"]:
+        lines.append("None was calibrated.")
+    lines += ["", "## Use", "", card["intended_use"], "", card["limits"], ""]
+    lines += [f"Licence of the weights: {card['weights_licence']}.", ""]
+    versions = ", ".join(f"{k} {v}" for k, v in card.get("versions", {}).items())
+    lines += [f"Commit {card.get('commit') or UNKNOWN}. {versions}".strip(), ""]
+    return "\n".join(lines)
+
+
+def commit() -> str:
+    """Of this package's repository, or "" where it is none."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip()
+
+
+def _input(network: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = network.get("value_range", (-1.0, 1.0))
+    return {
+        "trained_on_color_order": network.get("color_order", "RGB"),
+        "trained_on_value_range": [low, high],
+        "takes": "RGB; the order and range above are made of it inside the network",
+    }
+
+
+def _evaluation(measured: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
+    if measured.get("step", step) != step:
+        return []  # of another checkpoint
+    rows = []
+    for protocol in measured.get("protocols", []):
+        name = f"{protocol['test_set']}/{protocol['name']}"
+        intervals = protocol.get("intervals", {})
+        for metric, value in protocol.get("metrics", {}).items():
+            if not isinstance(value, int | float) or metric.startswith("threshold"):
+                continue
+            row = {"protocol": name, "metric": metric, "value": value}
+            if metric in intervals:
+                row["interval"] = list(intervals[metric])[:2]
+            rows.append(row)
+    return rows
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(k)} {v}" for k, v in value.items() if v)
+    if isinstance(value, list | tuple):
+        return " to ".join(f"{v:g}" for v in value)
+    return str(value)
