@@ -107,7 +107,7 @@ def _curricularface(decay: float = 0.01) -> Member:
     )
 
 
-def _elastic(base: str, source: str, plus: bool) -> Callable[..., Member]:
+def _elastic(base: str, plus: bool) -> Callable[..., Member]:
     # The deviation that its authors trained MS1MV2 with.
     published = {
         ("arcface_wrap", False): 0.05,
@@ -115,10 +115,11 @@ def _elastic(base: str, source: str, plus: bool) -> Callable[..., Member]:
         ("cosface", False): 0.05,
         ("cosface", True): 0.02,
     }[base, plus]
+    name = ("ElasticFace-Arc" if base != "cosface" else "ElasticFace-Cos") + "+" * plus
 
     def make(deviation: float = published) -> Member:
         return Member(
-            MARGINS[base]._replace(source=source),
+            MARGINS[base]._replace(source=f"{name}, CVPRW 2022; utils/losses.py"),
             given=adaptive.elastic_margin(deviation, plus),
             looks_at=("target_cos",) if plus else (),
         )
@@ -213,12 +214,10 @@ FAMILY: dict[str, Callable[..., Member]] = {
     "magface": _magface,
     "adaface": _adaface,
     "curricularface": _curricularface,
-    "elasticface_arc": _elastic("arcface_wrap", "ElasticFace, CVPRW 2022", False),
-    "elasticface_arc_plus": _elastic(
-        "arcface_wrap", "ElasticFace-Arc+, CVPRW 2022", True
-    ),
-    "elasticface_cos": _elastic("cosface", "ElasticFace-Cos, CVPRW 2022", False),
-    "elasticface_cos_plus": _elastic("cosface", "ElasticFace-Cos+, CVPRW 2022", True),
+    "elasticface_arc": _elastic("arcface_wrap", False),
+    "elasticface_arc_plus": _elastic("arcface_wrap", True),
+    "elasticface_cos": _elastic("cosface", False),
+    "elasticface_cos_plus": _elastic("cosface", True),
     "subcenter_arcface": _subcenter_arcface,
     "mv_arc": lambda t=1.12: Member(peer_margins.mv_arc(t), 32.0),
     "mv_am": lambda t=1.12: Member(peer_margins.mv_am(t), 32.0),

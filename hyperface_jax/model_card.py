@@ -152,9 +152,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         for row in card["evaluation"]:
             interval = row.get("interval")
             shown = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
-            lines.append(
-                f"| {row['protocol']} | {row['metric']} | {row['value']:.4f} | {shown} |"
-            )
+            cells = (row["protocol"], row["metric"], f"{row['value']:.4f}", shown)
+            lines.append(f"| {' | '.join(cells)} |")
     else:
         lines.append("Not evaluated here.")
     lines += ["", "## Thresholds", ""]

@@ -33,6 +33,17 @@ MILLIONS = {
     "iresnet50": 43.59,
     "iresnet100": 65.16,
     "iresnet200": 118.83,
+    "ir18": 24.02,
+    "ir34": 34.13,
+    "ir50": 43.59,
+    "ir100": 65.15,
+    "mbf": 2.06,
+    "mbf_large": 6.31,
+    "vit_t": 19.14,
+    "vit_s": 76.02,
+    "vit_b": 113.83,
+    "vit_l": 255.68,
+    "vit_h": 756.39,
 }
 
 
@@ -59,8 +70,13 @@ def filled(backbone, image_size, seed=0):
 
 def short(backbone):
     """The same network with few residual blocks: less to compile."""
-    blocks = (1, 1, 1, 1) if backbone.name.startswith("iresnet") else (0, 1, 0, 0)
-    return dataclasses.replace(backbone, module=backbone.module.clone(blocks=blocks))
+    if backbone.name.startswith("vit"):
+        change = {"depth": 2}
+    elif backbone.name.startswith("sfnet"):
+        change = {"blocks": (0, 1, 0, 0)}
+    else:
+        change = {"blocks": (1, 1, 1, 1)}
+    return dataclasses.replace(backbone, module=backbone.module.clone(**change))
 
 
 def images_of(batch, size, seed=0):
@@ -78,10 +94,10 @@ def test_parameter_counts(name):
     params, batch_stats = shapes(create_backbone(name), 112)
     millions = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
     expected = MILLIONS[name.removesuffix("_deprecated")]
-    decimals = 2 if name.startswith("iresnet") else 3
+    decimals = 3 if name.startswith("sfnet") else 2
     assert round(millions, decimals) == expected
-    has_norm = name.startswith("iresnet") or name.endswith("_bn")
-    assert bool(batch_stats) == has_norm
+    without_norm = name.startswith("sfnet") and not name.endswith("_bn")
+    assert bool(batch_stats) == (not without_norm)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
@@ -115,6 +131,8 @@ def oracle_weights(parameters, prelu):
         ("opensphere/sfnet20_bn", "sfnet20_bn"),
         ("opensphere/sfnet20_deprecated", "sfnet20_deprecated"),
         ("insightface/iresnet18", "iresnet18"),
+        ("insightface/mobilefacenet", "mbf"),
+        ("insightface/vit_t", "vit_t"),
     ],
 )
 def test_equals_the_official_networks(shared, oracle, name):
@@ -140,7 +158,9 @@ def test_equals_the_official_networks(shared, oracle, name):
     assert all(np.array_equal(back[name], weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("name", ["sfnet10", "sfnet10_bn", "iresnet18"])
+@pytest.mark.parametrize(
+    "name", ["sfnet10", "sfnet10_bn", "iresnet18", "ir18", "mbf_large", "vit_t"]
+)
 def test_names_survive_the_round_trip(name):
     backbone = create_backbone(name, width=4, embedding_dim=6)
     trees = filled(backbone, 48)
@@ -178,13 +198,13 @@ def test_wrong_state_dicts_are_named():
         to_torch(backbone, 32, params, batch_stats)
 
 
-@pytest.mark.parametrize("name", ["sfnet10_bn", "iresnet18"])
+@pytest.mark.parametrize("name", ["sfnet10_bn", "iresnet18", "ir18", "mbf", "vit_t"])
 def test_a_network_of_groups_is_two_networks(rng, name):
     """Every BatchNorm of a network follows the choice."""
     images = jnp.asarray(rng.uniform(-1, 1, (8, 32, 32, 3)), jnp.float32)
-    whole = create_backbone(name, width=4, embedding_dim=8, batch_norm_group=4)
-    half = create_backbone(name, width=4, embedding_dim=8)
-    params, stats = half.init(KEY, 32)
+    whole = short(create_backbone(name, width=4, embedding_dim=8, batch_norm_group=4))
+    half = short(create_backbone(name, width=4, embedding_dim=8))
+    params, stats = filled(half, 32)
     got, _ = jax.jit(lambda x: whole.apply(params, stats, x, train=True))(images)
     alone = jax.jit(lambda x: half.apply(params, stats, x, train=True))
     want = jnp.concatenate([alone(images[:4])[0], alone(images[4:])[0]])
@@ -237,13 +257,15 @@ def test_the_backward_pass_keeps_maps_in_bfloat16_only():
     assert len(maps) == 3 + 5 * blocks + with_shortcut
 
 
-@pytest.mark.parametrize("name", ["sfnet10_bn", "iresnet18"])
+@pytest.mark.parametrize("name", ["sfnet10_bn", "iresnet18", "ir18", "mbf", "vit_t"])
 def test_rematerialised_blocks_give_the_same_gradient_from_less(name, rng):
     images = rng.uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
     results, sizes = [], []
     for remat in (False, True):
         backbone = create_backbone(name, width=4, embedding_dim=8, remat=remat)
-        params, stats = backbone.init(KEY, image_size=32)
+        if name in ("mbf", "vit_t"):
+            backbone = short(backbone)
+        params, stats = filled(backbone, 32)
 
         @jax.jit
         @jax.value_and_grad
@@ -264,7 +286,7 @@ def test_rematerialised_blocks_give_the_same_gradient_from_less(name, rng):
 
 
 def test_initial_values_have_the_published_spread():
-    """Xavier, He (fan out), N(0, .1); biases and Linear as PyTorch's defaults."""
+    """Xavier, He (fan out), N(0, .1), N(0, .02); the rest as PyTorch's defaults."""
 
     def init(name, *paths):
         backbone = create_backbone(name, width=16, embedding_dim=32)
@@ -297,6 +319,24 @@ def test_initial_values_have_the_published_spread():
     np.testing.assert_array_equal(scale, 1)
     np.testing.assert_array_equal(slope, 0.25)
 
+    grouped, dense = init("mbf", "layers_1/layers_0/kernel", "features/layers_2/kernel")
+    he_linear, zero = init("ir18", "output_layer_3/kernel", "output_layer_3/bias")
+    # A fan out is that of all groups together.
+    assert np.std(grouped) == pytest.approx(np.sqrt(2 / (9 * 32)), rel=0.06)
+    assert np.std(dense) == pytest.approx(np.sqrt(2 / 32), rel=0.03)
+    assert np.std(he_linear) == pytest.approx(np.sqrt(2 / 32), rel=0.03)
+    np.testing.assert_array_equal(zero, 0)
+    patch, *small = init(
+        "vit_t",
+        "patch_embed/proj/kernel",
+        "blocks_0/attn/qkv/kernel",
+        "feature_0/kernel",
+        "pos_embed",
+    )
+    assert 0.98 / np.sqrt(243) < np.abs(patch).max() <= 1 / np.sqrt(243)
+    for values in small:
+        assert np.std(values) == pytest.approx(0.02, rel=0.06)
+
 
 @pytest.mark.parametrize(
     ("name", "dtype", "size"),
@@ -306,6 +346,10 @@ def test_initial_values_have_the_published_spread():
         ("sfnet4_bn", "bfloat16", 48),
         ("sfnet4_deprecated", "bfloat16", 48),
         ("iresnet18", "bfloat16", 32),
+        ("ir18", "bfloat16", 32),
+        ("mbf", "bfloat16", 48),
+        ("mbf_large", "float32", 32),
+        ("vit_t", "bfloat16", 40),
     ],
 )
 def test_training_keeps_structure_and_dtypes(name, dtype, size):
@@ -347,21 +391,37 @@ def test_training_keeps_structure_and_dtypes(name, dtype, size):
         assert 0 < np.linalg.norm(got - want) < 0.05 * np.linalg.norm(want)
 
 
-@pytest.mark.parametrize("option", ["dropout", "drop_path"])
-def test_random_parts_need_a_key_and_sleep_in_evaluation(option):
-    plain = create_backbone("sfnet10", width=4, embedding_dim=8)
-    noisy = create_backbone("sfnet10", width=4, embedding_dim=8, **{option: 0.5})
-    params, _ = filled(plain, 32)
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("sfnet10", "dropout"),
+        ("sfnet10", "drop_path"),
+        ("ir18", "drop_path"),
+        ("mbf_large", "drop_path"),
+        ("vit_t", "dropout"),
+        ("vit_t", "drop_path"),
+        ("vit_t", "mask_ratio"),
+    ],
+)
+def test_random_parts_need_a_key_and_sleep_in_evaluation(name, option):
+    plain = create_backbone(name, width=4, embedding_dim=8)
+    noisy = create_backbone(name, width=4, embedding_dim=8, **{option: 0.5})
+    if name != "sfnet10":  # one residual block would have rate 0
+        plain, noisy = short(plain), short(noisy)
+    params, stats = filled(plain, 32)
     images = images_of(4, 32)
     with pytest.raises(ValueError, match="training needs a key"):
-        noisy.apply(params, {}, images, train=True)
+        noisy.apply(params, stats, images, train=True)
 
     def embed(backbone, train, seed=None):
-        key = None if seed is None else jax.random.key(seed)
-        return np.asarray(backbone.apply(params, {}, images, train=train, key=key)[0])
+        run = jax.jit(
+            lambda key: backbone.apply(params, stats, images, train=train, key=key)[0]
+        )
+        return np.asarray(run(None if seed is None else jax.random.key(seed)))
 
     np.testing.assert_array_equal(embed(noisy, False), embed(plain, False))
-    np.testing.assert_array_equal(embed(plain, True), embed(plain, False))
+    if not stats:
+        np.testing.assert_array_equal(embed(plain, True), embed(plain, False))
     np.testing.assert_array_equal(embed(noisy, True, 1), embed(noisy, True, 1))
     assert np.abs(embed(noisy, True, 1) - embed(noisy, True, 2)).max() > 1e-3
 
@@ -373,6 +433,15 @@ def test_random_parts_need_a_key_and_sleep_in_evaluation(option):
         ({"dtype": "float16"}, "dtype is 'float16', expected one of float32, bfloat16"),
         ({"width": 0}, "width is 0, expected at least 1"),
         ({"drop_path": 1.0}, "drop_path is 1.0, expected at least 0 and below 1"),
+        ({"mask_ratio": 0.1}, "mask_ratio is 0.1, expected 0: sfnet4 has no tokens"),
+        (
+            {"name": "vit_t", "mask_ratio": -0.1},
+            "mask_ratio is -0.1, expected at least 0 and below 1",
+        ),
+        (
+            {"name": "vit_t", "width": 3},
+            "width is 3, which makes 12 channels a token, expected a multiple of the 8",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -389,10 +458,35 @@ def test_wrong_images():
         (np.zeros((1, 3, 32, 32), "f4"), {}, "images are [1, 3, 32, 32], expected [B,"),
         (np.zeros((1, 32, 32, 3), "u1"), {}, "images are uint8, expected floating"),
         (np.zeros((1, 40, 40, 3), "f4"), {}, "40x40, expected multiples of 16"),
-        (np.zeros((1, 64, 64, 3), "f4"), {}, "are for images of 1024 pixels"),
+        (np.zeros((1, 64, 64, 3), "f4"), {}, "64x64, 16 pixels of the last map, the"),
         (np.zeros((2, 32, 32, 3), "f4"), {"weight": jnp.ones(1)}, "weight is [1]"),
     ]
     for images, keywords, message in cases:
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
             backbone.apply(params, {}, images, train=True, **keywords)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("vit_t", (8, 8), "image size is 8x8, expected at least 9"),
+        (
+            "vit_t",
+            (32, 40),
+            "32x40, 12 pixels of the last map, the parameters of vit_t",
+        ),
+        ("mbf", (40, 40), "image size is 40x40, expected multiples of 16"),
+        ("mbf", (48, 48), "48x48, 9 pixels of the last map, the parameters of mbf are"),
+        ("mbf", (16, 64), "images are 16x64, expected squares"),
+    ],
+)
+def test_images_that_the_last_layer_is_not_for(name, shape, message):
+    backbone = create_backbone(name, width=2, embedding_dim=4)
+    params, stats = shapes(backbone, 32)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(
+            lambda p, s: backbone.apply(p, s, jnp.zeros((1, *shape, 3)), train=False),
+            params,
+            stats,
+        )

@@ -206,6 +206,26 @@ def test_strided_convolution_pads_both_sides():
     np.testing.assert_array_equal(y[0, :, :, 0], [[0, 0], [0, 5]])
 
 
+def test_convolution_in_groups(rng):
+    """Each group is a convolution of its own channels, here without padding."""
+    x = rng.standard_normal((2, 5, 5, 6)).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, 2, 9)).astype(np.float32)
+    conv = Conv(9, padding=0, groups=3)
+    y = conv.apply({"params": {"kernel": kernel}}, x)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    expected = [
+        np.einsum(
+            "bhwcij,ijco->bhwo",
+            windows[:, :, :, 2 * g : 2 * g + 2],
+            kernel[..., 3 * g : 3 * g + 3],
+        )
+        for g in range(3)
+    ]
+    np.testing.assert_allclose(y, np.concatenate(expected, -1), rtol=1e-4, atol=1e-5)
+    init = conv.init(KEY, x)["params"]["kernel"]
+    assert init.shape == kernel.shape
+
+
 def test_drop_path_drops_whole_examples():
     assert drop_path_rates(0.4, 5) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert drop_path_rates(0.4, 0) == []

@@ -17,33 +17,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hyperface_jax.backbones.ir import IR18, IR34, IR50, IR100
 from hyperface_jax.backbones.iresnet import (
-    IResNet,
     IResNet18,
     IResNet34,
     IResNet50,
     IResNet100,
     IResNet200,
 )
+from hyperface_jax.backbones.mobilefacenet import MBF, MBFLarge
+from hyperface_jax.backbones.network import Network
 from hyperface_jax.backbones.sfnet import (
-    SFNet,
     SFNet4,
     SFNet10,
     SFNet20,
     SFNet36,
     SFNet64,
 )
+from hyperface_jax.backbones.vit import ViT, ViTB, ViTH, ViTL, ViTS, ViTT
 
-__all__ = ["BACKBONES", "DTYPES", "STRIDE", "Backbone", "create_backbone"]
-
-STRIDE = 16
-"""Pixels of the image a pixel of the last feature map; sizes are multiples of it."""
+__all__ = ["BACKBONES", "DTYPES", "Backbone", "create_backbone"]
 
 DTYPES = ("float32", "bfloat16")
 
 Tree = Mapping[str, Any]
 
-BACKBONES: dict[str, Callable[..., SFNet | IResNet]] = {
+BACKBONES: dict[str, Callable[..., Network]] = {
     "sfnet4": SFNet4,
     "sfnet10": SFNet10,
     "sfnet20": SFNet20,
@@ -64,11 +63,22 @@ BACKBONES: dict[str, Callable[..., SFNet | IResNet]] = {
     "iresnet50": IResNet50,
     "iresnet100": IResNet100,
     "iresnet200": IResNet200,
+    "ir18": IR18,
+    "ir34": IR34,
+    "ir50": IR50,
+    "ir100": IR100,
+    "mbf": MBF,
+    "mbf_large": MBFLarge,
+    "vit_t": ViTT,
+    "vit_s": ViTS,
+    "vit_b": ViTB,
+    "vit_l": ViTL,
+    "vit_h": ViTH,
 }
 """Name -> constructor of the network, taking the keywords of `create_backbone`.
 
 `_bn`: with BatchNorm. `_deprecated`: OpenSphere's older layout, the one of all its
-VGGFace2 recipes.
+VGGFace2 recipes. `iresnet`: InsightFace's; `ir`: AdaFace's and CurricularFace's.
 """
 
 
@@ -80,14 +90,14 @@ class Backbone:
       name: key in `BACKBONES`.
       embedding_dim: D.
       module: the Linen module; private to this package.
-      needs_key: training draws random numbers (dropout or stochastic depth).
+      needs_key: training draws random numbers (dropout, stochastic depth, masking).
       frozen: paths of parameters that get no gradient, e.g. ("features", "scale"). An
         optimizer must leave them alone: weight decay would shrink them all the same.
     """
 
     name: str
     embedding_dim: int
-    module: SFNet | IResNet
+    module: Network
     needs_key: bool = False
     frozen: tuple[tuple[str, ...], ...] = ()
 
@@ -98,12 +108,13 @@ class Backbone:
 
         Args:
           key: PRNG key.
-          image_size: height and width of the images, a multiple of 16.
+          image_size: height and width of the images, a multiple of 16; for a ViT any
+            from 9.
 
         Returns:
           (params, batch_stats), nested dicts; batch_stats is {} without BatchNorm.
         """
-        _check_size(image_size, image_size)
+        self._positions(image_size, image_size)
         image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
         # Lazy: no convolution runs, only the initialisers.
         module: Any = self.module  # Linen does not know the types of what it returns
@@ -126,7 +137,7 @@ class Backbone:
           params: as from `init` for this image size.
           batch_stats: running statistics, {} without BatchNorm.
           images: RGB, floating, normalised to [-1, 1].
-          train: batch statistics, dropout and stochastic depth instead of evaluation.
+          train: batch statistics and what is random instead of evaluation.
           weight: in training, images of weight 0 take no part in batch statistics.
           key: PRNG key; in training required where `needs_key`, otherwise unused.
 
@@ -141,7 +152,8 @@ class Backbone:
             return module.apply(variables, images, train=False), batch_stats
         if self.needs_key and key is None:
             raise ValueError(
-                f"{self.name} has dropout or drop_path: training needs a key, got None"
+                f"{self.name} has dropout, drop_path or mask_ratio: training needs a "
+                "key, got None"
             )
         embeddings, changed = module.apply(
             variables,
@@ -161,23 +173,23 @@ class Backbone:
                 f"images are {images.dtype}, expected floating values in [-1, 1]"
             )
         batch, height, width, _ = images.shape
-        _check_size(height, width)
-        rows = params["fc"]["kernel"].shape[0]
-        pixels = (height // STRIDE) * (width // STRIDE)
-        if rows != pixels * self.module.width * 8:
+        found, expected = self._positions(height, width), self.module.positions(params)
+        if found != expected:
             raise ValueError(
-                f"images are {height}x{width}, the parameters of {self.name} are for "
-                f"images of {rows // (self.module.width * 8) * STRIDE**2} pixels"
+                f"images are {height}x{width}, {found} pixels of the last map, the "
+                f"parameters of {self.name} are for {expected}"
             )
         if weight is not None and weight.shape != (batch,):
             raise ValueError(f"weight is {list(weight.shape)}, expected [{batch}]")
 
-
-def _check_size(height: int, width: int) -> None:
-    if min(height, width) < STRIDE or height % STRIDE or width % STRIDE:
-        raise ValueError(
-            f"image size is {height}x{width}, expected multiples of {STRIDE}"
-        )
+    def _positions(self, height: int, width: int) -> int:
+        """Pixels of the last map of images that the network can take."""
+        stride, any_size = self.module.stride, self.module.any_size
+        whole = any_size or not (height % stride or width % stride)
+        if min(height, width) < stride or not whole:
+            what = f"at least {stride}" if any_size else f"multiples of {stride}"
+            raise ValueError(f"image size is {height}x{width}, expected {what}")
+        return (height // stride) * (width // stride)
 
 
 def create_backbone(
@@ -188,6 +200,7 @@ def create_backbone(
     dtype: str = "float32",
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    mask_ratio: float = 0.0,
     batch_norm_group: int = 0,
     remat: bool = False,
 ) -> Backbone:
@@ -197,12 +210,14 @@ def create_backbone(
       name: key in `BACKBONES`.
       embedding_dim: D.
       width: channels of the first stage, the others have 2, 4, 8 times as many; 64 is
-        the published network.
+        the published network. MobileFaceNet and ViT: all channels are proportional.
       dtype: "float32" or "bfloat16", of the computation. Parameters, statistics and the
         embedding are float32 in both.
       dropout: rate in [0, 1) before the Linear.
       drop_path: stochastic-depth rate in [0, 1) of the last residual block, growing
         linearly from 0 at the first.
+      mask_ratio: share in [0, 1) of a ViT's tokens that training leaves out; the other
+        networks have no tokens.
       batch_norm_group: BatchNorm's statistics are those of so many images in a row, as
         in PyTorch on devices of that batch; 0 takes the whole batch.
       remat: compute residual blocks again in the backward pass instead of keeping
@@ -217,7 +232,8 @@ def create_backbone(
     for field, value in {"embedding_dim": embedding_dim, "width": width}.items():
         if value < 1:
             raise ValueError(f"{field} is {value}, expected at least 1")
-    for field, value in {"dropout": dropout, "drop_path": drop_path}.items():
+    rates = {"dropout": dropout, "drop_path": drop_path, "mask_ratio": mask_ratio}
+    for field, value in rates.items():
         if not 0 <= value < 1:
             raise ValueError(f"{field} is {value}, expected at least 0 and below 1")
     module = BACKBONES[name](
@@ -229,10 +245,16 @@ def create_backbone(
         batch_norm_group=batch_norm_group,
         remat=remat,
     )
+    if mask_ratio > 0:
+        if not isinstance(module, ViT):
+            raise ValueError(
+                f"mask_ratio is {mask_ratio}, expected 0: {name} has no tokens"
+            )
+        module = module.clone(mask_ratio=mask_ratio)
     return Backbone(
         name=name,
         embedding_dim=embedding_dim,
         module=module,
-        needs_key=dropout > 0 or drop_path > 0,
+        needs_key=any(rates.values()),
         frozen=module.frozen,
     )

@@ -8,7 +8,6 @@ the embedding. Module names follow the state_dict: `layer2_0/downsample_1` is
 from functools import partial
 from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -21,6 +20,7 @@ from hyperface_jax.backbones.layers import (
     drop_path_rates,
     linear,
 )
+from hyperface_jax.backbones.network import Network
 
 _conv = partial(Conv, kernel_init=nn.initializers.normal(0.1))
 
@@ -55,31 +55,18 @@ class _Block(nn.Module):
         return x + DropPath(self.drop_path)(branch, train=train)
 
 
-class IResNet(nn.Module):
-    """Images [B, H, W, 3] -> embeddings [B, embedding_dim] float32.
+class IResNet(Network, kw_only=True):
+    """Images [B, H, W, 3] -> embeddings [B, embedding_dim] float32; see `Network`.
 
     Attributes:
-      blocks: residual blocks of each stage.
-      width: channels of the stem and of the first stage; the other stages have 2, 4 and
-        8 times as many.
-      embedding_dim: D.
-      dtype: of the computation up to the Linear; parameters are float32.
-      dropout: rate on the flattened features before the Linear.
-      drop_path: stochastic-depth rate of the last block.
-      batch_norm_group: see `batch_norm.BatchNorm`.
-      remat: see `layers.computed_again`; of the residual blocks.
+      blocks: residual blocks of each stage; the stages have 1, 2, 4, 8 times `width`
+        channels, the stem `width`.
     """
 
     blocks: tuple[int, int, int, int]
-    width: int = 64
-    embedding_dim: int = 512
-    dtype: jnp.dtype = jnp.dtype("float32")
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    batch_norm_group: int = 0
-    remat: bool = False
 
     frozen: ClassVar[tuple[tuple[str, ...], ...]] = (("features", "scale"),)
+    flattened: ClassVar[str | None] = "fc"
 
     @nn.compact
     def __call__(

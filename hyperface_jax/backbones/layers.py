@@ -57,30 +57,43 @@ class PReLU(nn.Module):
 
 
 class Conv(nn.Module):
-    """Square convolution with PyTorch's symmetric padding (size - 1) // 2.
+    """Square convolution with PyTorch's symmetric padding.
 
-    Params `kernel` [size, size, C, features] and `bias` [features], float32. Computed
-    in the dtype of the input, the bias added in float32 (its gradient is a long sum).
+    Params `kernel` [size, size, C / groups, features] and `bias` [features], float32.
+    Computed in the dtype of the input, the bias added in float32 (its gradient is a
+    long sum).
+
+    Attributes:
+      features: channels of the result.
+      size: side of the kernel.
+      stride: of its positions.
+      padding: rows and columns of zeros on each side; -1 is (size - 1) // 2.
+      groups: channels are cut into so many parts, convolved each on its own.
+      use_bias: learn an offset a channel.
+      kernel_init: initialiser of the kernel.
     """
 
     features: int
     size: int = 3
     stride: int = 1
+    padding: int = -1
+    groups: int = 1
     use_bias: bool = False
     kernel_init: Initializer = KAIMING_FAN_OUT
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w features"]:
         """[B, H, W, C] -> [B, H / stride, W / stride, features], dtype of `x`."""
-        shape = (self.size, self.size, x.shape[-1], self.features)
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        padding = (self.size - 1) // 2
+        padding = (self.size - 1) // 2 if self.padding < 0 else self.padding
         y = jax.lax.conv_general_dilated(
             x,
             kernel.astype(x.dtype),
             window_strides=(self.stride, self.stride),
             padding=[(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
         )
         if self.use_bias:
             init = torch_bias(math.prod(shape[:-1]))
@@ -89,7 +102,15 @@ class Conv(nn.Module):
         return y
 
 
-def linear(features: int, fan_in: int, name: str) -> nn.Dense:
+def linear(
+    features: int,
+    fan_in: int,
+    name: str,
+    *,
+    use_bias: bool = True,
+    kernel_init: Initializer = TORCH_LINEAR,
+    bias_init: Initializer | None = None,
+) -> nn.Dense:
     """Linear layer, wholly in float32, kernel [fan_in, features], PyTorch's init.
 
     Full float32 also where float32 products are shortened by default (TF32, bfloat16
@@ -97,10 +118,11 @@ def linear(features: int, fan_in: int, name: str) -> nn.Dense:
     """
     return nn.Dense(
         features,
+        use_bias=use_bias,
         dtype=jnp.float32,
         precision=jax.lax.Precision.HIGHEST,
-        kernel_init=TORCH_LINEAR,
-        bias_init=torch_bias(fan_in),
+        kernel_init=kernel_init,
+        bias_init=bias_init or torch_bias(fan_in),
         name=name,
     )
 

@@ -10,7 +10,6 @@ Sources: OpenSphere `model/backbone/sfnet.py` and `sfnet_deprecated.py` (branch 
 from functools import partial
 from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -26,6 +25,7 @@ from hyperface_jax.backbones.layers import (
     linear,
     relu,
 )
+from hyperface_jax.backbones.network import Network
 
 
 class _ConvBlock(nn.Module):
@@ -85,35 +85,22 @@ class _ResidualBlock(nn.Module):
         return relu(x + drop_path(branch, train=train))
 
 
-class SFNet(nn.Module):
-    """Images [B, H, W, 3] -> embeddings [B, embedding_dim] float32.
+class SFNet(Network, kw_only=True):
+    """Images [B, H, W, 3] -> embeddings [B, embedding_dim] float32; see `Network`.
 
     Attributes:
-      blocks: residual blocks of each stage.
+      blocks: residual blocks of each stage; the stages have 1, 2, 4, 8 times `width`
+        channels.
       norm: BatchNorm after each convolution and on the embedding (never with
         `older_layout`).
       older_layout: OpenSphere's `*_deprecated`: ReLU before the sum, Xavier init.
-      width: channels of the first stage; the others have 2, 4 and 8 times as many.
-      embedding_dim: D.
-      dtype: of the computation up to the Linear; parameters are float32.
-      dropout: rate on the flattened features before the Linear.
-      drop_path: stochastic-depth rate of the last residual block.
-      batch_norm_group: see `batch_norm.BatchNorm`.
-      remat: see `layers.computed_again`; of the residual blocks.
     """
 
     blocks: tuple[int, int, int, int]
     norm: bool = False
     older_layout: bool = False
-    width: int = 64
-    embedding_dim: int = 512
-    dtype: jnp.dtype = jnp.dtype("float32")
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    batch_norm_group: int = 0
-    remat: bool = False
 
-    frozen: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    flattened: ClassVar[str | None] = "fc"
 
     @nn.compact
     def __call__(

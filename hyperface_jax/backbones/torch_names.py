@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hyperface_jax.backbones import STRIDE, Backbone
+from hyperface_jax.backbones import Backbone
 
 _LEAVES = {
     "kernel": "weight",
@@ -62,7 +62,7 @@ def to_flax(
                 f"state_dict: {names[path]} is {list(found.shape)}, {backbone.name} "
                 f"for {image_size}x{image_size} images expects {list(torch_shape)}"
             )
-        return _from_torch_layout(path, found, image_size // STRIDE)
+        return _from_torch_layout(path, found, _map_side(backbone, path, image_size))
 
     return (
         unflatten_dict({path: convert(path) for path in params}),
@@ -103,7 +103,8 @@ def to_torch(
                     f"{list(template[path].shape)}"
                 )
             array = np.asarray(value, np.float32)
-            array = _to_torch_layout(path, array, image_size // STRIDE)
+            side = _map_side(backbone, path, image_size)
+            array = _to_torch_layout(path, array, side)
             state_dict[_torch_name(path)] = np.ascontiguousarray(array)
     for path in templates[1]:
         state_dict[_counter_name(path)] = np.zeros((), np.int64)
@@ -128,7 +129,8 @@ def _torch_module(path: Path) -> str:
 
 
 def _torch_name(path: Path) -> str:
-    return f"{_torch_module(path)}.{_LEAVES[path[-1]]}"
+    leaf = _LEAVES.get(path[-1], path[-1])  # pos_embed and the like keep their names
+    return ".".join(filter(None, (_torch_module(path), leaf)))
 
 
 def _counter_name(path: Path) -> str:
@@ -141,12 +143,18 @@ def _torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
 
+def _map_side(backbone: Backbone, path: Path, image_size: int) -> int:
+    """Side of the feature map that the rows of a kernel are; 0: they are none."""
+    network = backbone.module
+    return image_size // network.stride if path[:-1] == (network.flattened,) else 0
+
+
 def _to_torch_layout(path: Path, value: np.ndarray, side: int) -> np.ndarray:
     if path[-1] != "kernel":
         return value
     if value.ndim == 4:
         return value.transpose(3, 2, 0, 1)  # HWIO -> OIHW
-    if path == ("fc", "kernel"):  # its rows are a flattened feature map
+    if side:  # rows in the order H, W, C -> C, H, W
         maps = value.reshape(side, side, -1, value.shape[-1])
         value = maps.transpose(2, 0, 1, 3).reshape(value.shape)
     return value.T
@@ -158,7 +166,7 @@ def _from_torch_layout(path: Path, value: np.ndarray, side: int) -> np.ndarray:
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0)  # OIHW -> HWIO
     value = value.T
-    if path == ("fc", "kernel"):
+    if side:
         maps = value.reshape(-1, side, side, value.shape[-1])
         value = maps.transpose(1, 2, 0, 3).reshape(value.shape)
     return value

@@ -78,6 +78,7 @@ def default_config() -> Config:
     c.backbone.dtype = "float32"  # of computation: float32 | bfloat16
     c.backbone.dropout = 0.0  # before the embedding
     c.backbone.drop_path = 0.0  # stochastic depth, of the last block
+    c.backbone.mask_ratio = 0.0  # of a ViT's tokens, left out in training
     c.backbone.batch_norm_group = 0  # images that share statistics; 0: the batch
     c.backbone.remat = False  # compute blocks again for the gradient: less memory
 

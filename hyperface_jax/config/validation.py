@@ -89,6 +89,7 @@ _BELOW_ONE = (
     "data.dev_fraction",
     "backbone.dropout",
     "backbone.drop_path",
+    "backbone.mask_ratio",
     "optimizer.momentum",
     "optimizer.b2",
     "train.ema_decay",
