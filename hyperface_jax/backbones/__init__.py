@@ -26,7 +26,7 @@ from hyperface_jax.backbones.iresnet import (
     IResNet200,
 )
 from hyperface_jax.backbones.mobilefacenet import MBF, MBFLarge
-from hyperface_jax.backbones.network import Network
+from hyperface_jax.backbones.network import Network, as_trained, check_input
 from hyperface_jax.backbones.sfnet import (
     SFNet4,
     SFNet10,
@@ -93,6 +93,8 @@ class Backbone:
       needs_key: training draws random numbers (dropout, stochastic depth, masking).
       frozen: paths of parameters that get no gradient, e.g. ("features", "scale"). An
         optimizer must leave them alone: weight decay would shrink them all the same.
+      color_order: in which the weights take the channels; images are RGB all the same.
+      value_range: that the weights take; images are in [-1, 1] all the same.
     """
 
     name: str
@@ -100,6 +102,8 @@ class Backbone:
     module: Network
     needs_key: bool = False
     frozen: tuple[tuple[str, ...], ...] = ()
+    color_order: str = "RGB"
+    value_range: tuple[float, float] = (-1.0, 1.0)
 
     def init(self, key: Array, image_size: int) -> tuple[Tree, Tree]:
         """Fresh parameters and batch statistics, all float32.
@@ -146,6 +150,7 @@ class Backbone:
           tree structure, which are the old ones without training).
         """
         self._check_images(params, images, weight)
+        images = as_trained(images, self.color_order, self.value_range)
         variables = {"params": params, "batch_stats": batch_stats}
         module: Any = self.module
         if not train:
@@ -203,6 +208,9 @@ def create_backbone(
     mask_ratio: float = 0.0,
     batch_norm_group: int = 0,
     remat: bool = False,
+    batch_norm_epsilon: float = 1e-5,
+    color_order: str = "RGB",
+    value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Backbone:
     """Looks up a network of `BACKBONES` and sets its size.
 
@@ -222,6 +230,9 @@ def create_backbone(
         in PyTorch on devices of that batch; 0 takes the whole batch.
       remat: compute residual blocks again in the backward pass instead of keeping
         their inside: less memory, a third more work, the same numbers.
+      batch_norm_epsilon: added to variances; other than 1e-5 (MagFace) for IResNet.
+      color_order: "RGB", or "BGR" for weights that were trained so.
+      value_range: of the pixels that the weights take.
     """
     if name not in BACKBONES:
         raise ValueError(
@@ -236,6 +247,7 @@ def create_backbone(
     for field, value in rates.items():
         if not 0 <= value < 1:
             raise ValueError(f"{field} is {value}, expected at least 0 and below 1")
+    check_input(color_order, value_range)
     module = BACKBONES[name](
         embedding_dim=embedding_dim,
         width=width,
@@ -244,7 +256,12 @@ def create_backbone(
         drop_path=drop_path,
         batch_norm_group=batch_norm_group,
         remat=remat,
+        batch_norm_epsilon=batch_norm_epsilon,
     )
+    if batch_norm_epsilon != 1e-5 and not module.any_epsilon:
+        raise ValueError(
+            f"batch_norm_epsilon is {batch_norm_epsilon}, expected 1e-05 for {name}"
+        )
     if mask_ratio > 0:
         if not isinstance(module, ViT):
             raise ValueError(
@@ -257,4 +274,6 @@ def create_backbone(
         module=module,
         needs_key=any(rates.values()),
         frozen=module.frozen,
+        color_order=color_order,
+        value_range=value_range,
     )

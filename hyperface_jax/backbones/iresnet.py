@@ -36,12 +36,14 @@ class _Block(nn.Module):
     stride: int
     drop_path: float
     group: int
+    epsilon: float
 
     @nn.compact
     def __call__(self, x: Array, train: bool, weight: Array | None) -> Array:
         def norm(name: str, y: Array, **settings) -> Array:
-            batch_norm = BatchNorm(group=self.group, name=name)
-            return batch_norm(y, train=train, weight=weight, **settings)
+            settings |= {"train": train, "weight": weight}
+            batch_norm = BatchNorm(epsilon=self.epsilon, group=self.group, name=name)
+            return batch_norm(y, **settings)
 
         branch = norm("bn1", x)
         branch = _conv(self.features, name="conv1")(branch)
@@ -67,6 +69,7 @@ class IResNet(Network, kw_only=True):
 
     frozen: ClassVar[tuple[tuple[str, ...], ...]] = (("features", "scale"),)
     flattened: ClassVar[str | None] = "fc"
+    any_epsilon: ClassVar[bool] = True
 
     @nn.compact
     def __call__(
@@ -79,7 +82,8 @@ class IResNet(Network, kw_only=True):
         """See `Backbone.apply`."""
         rates = iter(drop_path_rates(self.drop_path, sum(self.blocks)))
         x = _conv(self.width, name="conv1")(images.astype(self.dtype))
-        norm = partial(BatchNorm, group=self.batch_norm_group)
+        epsilon = self.batch_norm_epsilon
+        norm = partial(BatchNorm, epsilon=epsilon, group=self.batch_norm_group)
         prelu = PReLU(name="prelu")(self.width)
         x = norm(name="bn1")(x, train=train, weight=weight, activation=prelu)
         block = computed_again(_Block, self.remat)
@@ -90,6 +94,7 @@ class IResNet(Network, kw_only=True):
                     stride=1 if i else 2,
                     drop_path=next(rates),
                     group=self.batch_norm_group,
+                    epsilon=epsilon,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train, weight)
 

@@ -81,6 +81,9 @@ def default_config() -> Config:
     c.backbone.mask_ratio = 0.0  # of a ViT's tokens, left out in training
     c.backbone.batch_norm_group = 0  # images that share statistics; 0: the batch
     c.backbone.remat = False  # compute blocks again for the gradient: less memory
+    c.backbone.batch_norm_epsilon = 1e-5  # 2e-5: MagFace's weights
+    c.backbone.color_order = "RGB"  # that imported weights take; images stay RGB
+    c.backbone.value_range = (-1.0, 1.0)  # likewise; images stay in [-1, 1]
 
     c.head = section()
     c.head.loss = "sphereface_r_v2"  # see classifier.LOSSES

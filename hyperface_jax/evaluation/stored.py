@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperface_jax.data.name_lists import read_names, write_names
+from hyperface_jax.evaluation import parquet
 
 ARRAY, IDS, META, DONE = "embeddings.npy", "ids.txt", "meta.json", "done"
 PART_IMAGES = 16384
@@ -47,7 +48,7 @@ class Stored:
 
 
 def open_embeddings(path: str | os.PathLike) -> Stored:
-    """Opens a folder of ours, or somebody's .npy or .npz.
+    """Opens a folder of ours, a .parquet of `embed`, or somebody's .npy or .npz.
 
     A .npy holds [N, D] or [N, V, D]; ids may stand beside it in a .txt of the same
     name. A .npz holds `embeddings` and perhaps `ids`.
@@ -84,7 +85,12 @@ def _open(where: Path) -> Stored:
     if where.is_dir():
         return EmbeddingStore.open(where).read()
     if not where.exists():
-        raise ValueError(f"{path}: not found, expected embeddings (.npy, .npz, folder)")
+        raise ValueError(
+            f"{path}: not found, expected embeddings (.npy, .npz, .parquet, folder)"
+        )
+    if where.suffix == ".parquet":
+        ids, embeddings, _ = parquet.read_parquet(where)
+        return Stored(embeddings[:, None], ids)
     try:
         loaded = np.load(where, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
