@@ -8,6 +8,8 @@ writes, worst first, candidates for a person to look at:
 
     look_alikes.tsv   identities that look like another one (the smaller of each two)
     outliers.tsv      images far from their own identity and close to another
+    noisy.tsv         with --sub_centres: images 75 degrees and more from the main one
+                      of the centres that sub-center ArcFace gave their identity
     overlap_NAME.tsv  identities that occur in the test set NAME
     audit.md          counts and thresholds
 
@@ -23,11 +25,12 @@ import numpy as np
 from etils import epath
 
 from hyperface_jax import command_line, run_evaluation, workdir
+from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.data import sources
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.name_lists import write_names
-from hyperface_jax.evaluation import auditing, stored, test_sets
+from hyperface_jax.evaluation import auditing, stored, sub_centres, test_sets
 from hyperface_jax.evaluation.embedded import Embedded, Options, from_stored
 
 log = logging.getLogger("hyperface_jax.audit")
@@ -43,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--source", required=True, metavar="PATH", help="the set, as for prepare")
     add("--embeddings", default="", metavar="PATH", help="of its images; see evaluate")
     add("--workdir", default="", help="of a run whose network embeds what is missing")
+    add("--sub_centres", action="store_true", help="with those of --workdir's run")
     add("--out", required=True, help="folder for the lists")
     add("--against", action="append", default=[], metavar="ITEM", help="a test set")
     add("--against_embeddings", action="append", default=[], metavar="PATH")
@@ -107,6 +111,13 @@ def audit(arguments: argparse.Namespace) -> Path:
         f"- images closer to another identity than to their own: {wrong.found:,} of "
         f"{wrong.judged:,} that could be judged"
     )
+    if a.sub_centres:
+        far = _far_from_sub_centres(faces, embeddings, a.workdir)
+        write_names(out / "noisy.tsv", _noisy(faces, far))
+        lines.append(
+            f"- images far from the dominant sub-centre of their identity: "
+            f"{len(far.rows):,} of {far.judged:,}"
+        )
     for test, found in zip(tests, others, strict=True):
         overlap = _overlap(faces, centres, test, found, threshold, a.top)
         write_names(out / f"overlap_{test.name}.tsv", overlap)
@@ -162,6 +173,29 @@ def _outliers(faces: FaceSet, found: auditing.Outliers) -> list[tuple[str, ...]]
         for record, row, own, other, cosine in zip(
             records, rows, found.own, found.other_class, found.other, strict=True
         )
+        if isinstance(record, dict)
+    ]
+
+
+def _far_from_sub_centres(faces: FaceSet, embeddings, folder: str):
+    """Of the run's identities, found by their names in the set."""
+    if not folder:
+        raise ValueError("--sub_centres needs --workdir, a run of subcenter_arcface")
+    run, _, path, _ = run_evaluation.open_workdir(None, folder)
+    with Checkpoints(path, clean=False) as checkpoints:
+        centres = np.asarray(checkpoints.restore_prototypes())
+    place = {name: k for k, name in enumerate(run.train_set.identities)}
+    classes = np.array([place.get(name, -1) for name in faces.identities])
+    return sub_centres.far_from_dominant(
+        embeddings, classes[faces.labels], centres[: run.train_set.num_classes]
+    )
+
+
+def _noisy(faces: FaceSet, far: sub_centres.FarImages) -> list[tuple[str, ...]]:
+    records = faces.read(far.rows.tolist()) if len(far.rows) else []
+    return [
+        ("image", record["id"], f"{cosine:.3f} with the dominant sub-centre")
+        for record, cosine in zip(records, far.cosines, strict=True)
         if isinstance(record, dict)
     ]
 

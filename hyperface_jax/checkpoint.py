@@ -133,18 +133,33 @@ class Checkpoints:
         Raises:
           ValueError: there is no checkpoint, or it is damaged.
         """
+
+        def of(saved: Any) -> Any:
+            if use_ema and "ema" in saved:
+                return {"ema": dict(saved["ema"])}
+            stats = {k: saved[k] for k in ("batch_stats",) if k in saved}
+            return {"params": {"backbone": saved["params"]["backbone"]}} | stats
+
+        step, found = self._restore_part(step, of)
+        weights = found.get("ema") or found["params"] | found
+        return step, weights["backbone"], weights.get("batch_stats", {})
+
+    def restore_prototypes(self, step: int | None = None) -> Any:
+        """Class vectors alone [rows, D] or [rows, K, D], padding included."""
+
+        def of(saved: Any) -> Any:
+            return {"params": {"prototypes": saved["params"]["prototypes"]}}
+
+        return self._restore_part(step, of)[1]["params"]["prototypes"]
+
+    def _restore_part(self, step: int | None, of: Any) -> tuple[int, Any]:
+        """The step, and the arrays that `of` picks from the tree of what is saved."""
         step = self.latest_step if step is None else step
         if step is None:
             raise ValueError(f"no checkpoint in {self._folder}")
         where = self._folder / str(step)
         try:
-            saved: Any = self._checkpointer.metadata(step).metadata
-            if use_ema and "ema" in saved:
-                wanted = {"ema": dict(saved["ema"])}
-            else:
-                wanted = {"params": {"backbone": saved["params"]["backbone"]}}
-                if "batch_stats" in saved:
-                    wanted["batch_stats"] = saved["batch_stats"]
+            wanted = of(self._checkpointer.metadata(step).metadata)
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             abstract = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
@@ -154,11 +169,9 @@ class Checkpoints:
             context = ocp.Context()
             context.pytree.loading.partial_load = True
             with context:
-                found: Any = self._checkpointer.load(step, abstract)
+                return step, self._checkpointer.load(step, abstract)
         except Exception as error:
             raise ValueError(_damaged(where, error)) from error
-        weights = found.get("ema") or found["params"] | found
-        return step, weights["backbone"], weights.get("batch_stats", {})
 
 
 def as_tree(state: TrainState) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--backbone", default="", help="network, where the file does not tell")
     add("--color_order", default="", choices=["", "RGB", "BGR"], help="it was fed with")
     add("--value_range", default="", metavar="LOW,HIGH", help="of its pixels")
-    add("--image_size", type=int, default=112, help="side in pixels")
+    add("--image_size", type=int, default=0, help="side in pixels; 0: of the weights")
     add("--licence", default="", help="of the weights; goes into the model card")
     add(
         "--head", default="", metavar="FILE", help="second file, with the class vectors"
@@ -120,7 +120,7 @@ def imported(
     backbone: str = "",
     color_order: str = "",
     value_range: tuple[float, float] | None = None,
-    image_size: int = 112,
+    image_size: int = 0,
     source: dict[str, Any],
 ) -> model.Model:
     """A model from another program's state_dict.
@@ -130,7 +130,7 @@ def imported(
       backbone: our network; "" takes the only one that fits.
       color_order: "RGB" or "BGR"; "" takes the program's.
       value_range: of the pixels; None takes the program's.
-      image_size: H = W.
+      image_size: H = W; 0 takes the one that the weights are for.
       source: facts for the model card.
 
     Raises:
@@ -146,13 +146,14 @@ def imported(
         )
     network = {
         "name": name,
-        "width": 64,
+        "width": state_dicts.width(found.weights),
         "embedding_dim": found.embedding_dim,
         "color_order": color_order,
         "value_range": value_range or found.value_range,
         "batch_norm_epsilon": 2e-5 if found.layout == "magface" else 1e-5,
     }
     made = create_backbone(**network)
+    image_size = image_size or state_dicts.image_size(found.weights)
     params, batch_stats = torch_names.to_flax(made, image_size, found.weights)
     card = model_card.of_import(network, image_size, source)
     return model.create(network, params, batch_stats, image_size=image_size, card=card)

@@ -77,8 +77,16 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
         _check_first(faces, made.image_size)
     single = out.suffix in (".npz", ".parquet")
     folder = out.with_name(out.name + ".parts") if single else out
-    store = _fill(made, faces, folder, a)
-    found = store.read()
+    found = stored_views(
+        made,
+        faces,
+        faces.rows,
+        folder,
+        flip=not a.no_flip,
+        batch_size=a.batch_size,
+        threads=a.threads,
+        exact=not a.resize,
+    ).read()
     if found.unreadable:
         log.info(
             "%d of %d images have no embedding (0): first %s",
@@ -109,31 +117,51 @@ def views_of(made: model.Model, mesh: Any, *, flip: bool):
     return functools.partial(run, *weights)
 
 
-def _fill(
-    made: model.Model, faces: FaceSet, folder: Path, a: argparse.Namespace
+def stored_views(
+    made: model.Model,
+    faces: FaceSet,
+    rows: np.ndarray,
+    folder: Path,
+    *,
+    flip: bool = True,
+    batch_size: int = 256,
+    threads: int = 2,
+    exact: bool = True,
 ) -> stored.EmbeddingStore:
+    """Computes what is missing of the embeddings in a folder.
+
+    Args:
+      made: the network.
+      faces: the images.
+      rows: int [n], of its source.
+      folder: to go on with, or to begin.
+      flip: of the mirror image, too.
+      batch_size: images at a time; rounded up to a multiple of the devices.
+      threads: that decode.
+      exact: images of another size have no embedding; else they are scaled.
+    """
     mesh = sharding.make_mesh(1)
-    batch = -(-min(a.batch_size, len(faces)) // mesh.size) * mesh.size
+    batch = -(-min(batch_size, len(rows)) // mesh.size) * mesh.size
     names = {row: id_ for id_, row in ids_of(faces.source).items()}
-    scaled = ", scaled" if a.resize else ""
+    scaled = "" if exact else ", scaled"
     store = stored.EmbeddingStore.create(
         folder,
-        [names.get(int(row), f"#{row}") for row in faces.rows],
-        views=1 if a.no_flip else 2,
+        [names.get(int(row), f"#{row}") for row in rows],
+        views=2 if flip else 1,
         dimension=made.backbone.embedding_dim,
         images=f"{faces.fingerprint}, {made.image_size} pixels{scaled}",
         weights=made.fingerprint,
     )
     embed_to_store(
         store,
-        views_of(made, mesh, flip=not a.no_flip),
+        views_of(made, mesh, flip=flip),
         faces,
-        faces.rows,
+        rows,
         image_size=made.image_size,
         batch_size=batch,
-        threads=a.threads,
+        threads=threads,
         mesh=mesh,
-        exact=not a.resize,
+        exact=exact,
     )
     return store
 

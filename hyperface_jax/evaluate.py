@@ -13,10 +13,23 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyperface_jax import command_line, outputs, run_evaluation, workdir
+from hyperface_jax import (
+    command_line,
+    embed,
+    model,
+    model_card,
+    outputs,
+    run_evaluation,
+    workdir,
+)
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.evaluation import protocols, stored, test_sets
-from hyperface_jax.evaluation.embedded import Embedded, Options, from_stored
+from hyperface_jax.evaluation.embedded import (
+    Embedded,
+    Options,
+    from_stored,
+    needed_rows,
+)
 from hyperface_jax.evaluation.results import ProtocolResult
 
 log = logging.getLogger("hyperface_jax.evaluate")
@@ -84,6 +97,8 @@ def evaluate_files(arguments: argparse.Namespace) -> list[ProtocolResult]:
         group_fmr=a.group_fmr,
         distractors=a.distractors,
     )
+    if a.workdir and (Path(a.workdir) / model.DESCRIPTION).exists():
+        return _with_model(a, tests, options, names)
     if a.workdir:
         return _with_network(a, tests, options, names)
     needed = {"--set": tests, "--embeddings": a.embeddings, "--out": a.out}
@@ -134,6 +149,44 @@ def _with_network(
         embedded, names, hardest=a.hardest, image_size=run.config.data.image_size
     )
     run_evaluation.report_run(run, state, out, results, best_step=best_step)
+    return results
+
+
+def _with_model(
+    a: argparse.Namespace,
+    tests: list[EvaluationSet],
+    options: Options,
+    names: list[str],
+) -> list[ProtocolResult]:
+    """With a converted model; what is measured goes into its card, too."""
+    if not tests:
+        raise ValueError(f"--set missing: {a.workdir} is a model without data")
+    made = model.load(a.workdir)
+    out = workdir.create(a.out or Path(a.workdir) / "evaluation")
+    paths = a.embeddings or [str(out / "embeddings" / test.name) for test in tests]
+    embedded = [
+        from_stored(
+            test,
+            embed.stored_views(
+                made, test.faces, needed_rows(test), Path(path), exact=False
+            ).read(),
+            options,
+        )
+        for test, path in zip(tests, paths, strict=True)
+    ]
+    results = protocols.run_protocols(
+        embedded, names, hardest=a.hardest, image_size=made.image_size
+    )
+    outputs.write_outputs(
+        out,
+        results,
+        title=f"Evaluation of {a.workdir}",
+        summary={"Backbone": made.network["name"], "Weights": made.fingerprint},
+        pictures=a.hardest > 0,
+    )
+    measured = workdir.read_json(out / workdir.RESULTS)
+    card = model_card.with_results(made.card, measured, mirrored=True)
+    model_card.write(workdir.absolute(a.workdir), card)
     return results
 
 

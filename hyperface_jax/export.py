@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
+from jax.extend.core import jaxpr_as_fun
 
 from hyperface_jax import command_line, model, model_card, workdir
 from hyperface_jax.model import Model
@@ -100,7 +101,7 @@ def write_onnx(made: Model, path: Path) -> float:
     traced = jax.make_jaxpr(lambda pixels: _float32(made, pixels))(spec)
     try:
         proto: Any = to_onnx(
-            lambda pixels: jax.core.eval_jaxpr(traced.jaxpr, traced.consts, pixels)[0],
+            lambda pixels: jaxpr_as_fun(traced)(pixels)[0],
             [spec],
             opset=OPSET,
             inputs_as_nchw=[0],

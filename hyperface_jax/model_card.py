@@ -101,6 +101,16 @@ def of_import(
     }
 
 
+def with_results(
+    card: Mapping[str, Any], measured: Mapping[str, Any], *, mirrored: bool
+) -> dict[str, Any]:
+    """The card with an evaluation's metrics and operating points instead of its own."""
+    return dict(card) | {
+        "evaluation": _evaluation(measured, measured.get("step", 0)),
+        "thresholds": thresholds(measured, mirrored=mirrored),
+    }
+
+
 def thresholds(measured: Mapping[str, Any], *, mirrored: bool) -> list[dict[str, Any]]:
     """Operating points of a results.json: cosine, FAR, impostor count, where.
 

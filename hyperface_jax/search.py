@@ -86,7 +86,7 @@ def search(arguments: argparse.Namespace) -> list[tuple[str, int, str, float]]:
     return found
 
 
-def _open(path: str) -> tuple[Sequence[str], np.ndarray]:
+def _open(path: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Ids, and embeddings [N, D] (views summed)."""
     found = stored.open_embeddings(Path(path))
     views = found.views
@@ -99,7 +99,7 @@ def _open(path: str) -> tuple[Sequence[str], np.ndarray]:
         if not np.isfinite(part).all():
             bad = start + int(np.flatnonzero(~np.isfinite(part).all(axis=1))[0])
             raise ValueError(f"{path}: row {bad} is not finite")
-    names = found.ids or [f"#{row}" for row in range(len(views))]
+    names = found.ids or tuple(f"#{row}" for row in range(len(views)))
     return names, embeddings
 
 

@@ -61,9 +61,9 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     thresholds = made.card.get("thresholds", [])
     mirrored = all(row["mirror_image_added"] for row in thresholds)
-    views = make_embed_fn(made.backbone, flip=mirrored)(
-        *jax.device_put((made.params, made.batch_stats)), jnp.asarray(images)
-    )
+    params, stats = jax.device_put((made.params, made.batch_stats))
+    run = make_embed_fn(made.backbone, flip=mirrored)
+    views = run(params, stats, jnp.asarray(images))
     one, two = np.asarray(views, np.float64).sum(axis=1)
     lengths = np.linalg.norm(one) * np.linalg.norm(two)
     score = float(one @ two / lengths) if lengths else 0.0

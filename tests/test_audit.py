@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import toy
+from test_train import small_config
 
-from hyperface_jax import audit, prepare
-from hyperface_jax.data import datasets, sources
+from hyperface_jax import audit, prepare, train
+from hyperface_jax.checkpoint import Checkpoints
+from hyperface_jax.data import datasets, name_lists, sources
+from hyperface_jax.evaluation import sub_centres
 
 
 @pytest.fixture
@@ -93,3 +96,43 @@ def test_wrong_arguments_are_one_line(tmp_path, planted):
             + ["--against_embeddings", "x"] * 2
         )
     assert len(sources.open_path(str(folder))) == 480
+
+
+def test_sub_centres_find_the_images_that_gather_elsewhere(rng):
+    """Three clean images near one centre, a wrong one near another; by the rule."""
+    centres = np.zeros((2, 2, 3))
+    centres[0] = [[1, 0, 0], [0, 1, 0]]
+    centres[1] = [[0, 0, 2], [0, -1, 0]]
+    embeddings = np.array(
+        [[5, 0.1, 0], [3, 0, 0.2], [2, 0.1, 0.1], [0.1, 4, 0], [0, 0.3, 1.0], [0, 0, 0]]
+    )
+    labels = np.array([0, 0, 0, 0, 1, 0])
+    far = sub_centres.far_from_dominant(embeddings, labels, centres)
+    assert far.rows.tolist() == [3]
+    assert far.cosines[0] == pytest.approx(0.1 / np.hypot(0.1, 4))
+    assert far.judged == 5
+    labels[3] = -1
+    assert not len(sub_centres.far_from_dominant(embeddings, labels, centres).rows)
+    with pytest.raises(
+        ValueError, match=r"are \[2, 3\], expected \[C, K, D\] of a run"
+    ):
+        sub_centres.far_from_dominant(embeddings, labels, centres[:, 0])
+
+
+def test_a_sub_center_run_cleans_its_own_training_set(tmp_path):
+    faces = tmp_path / "faces"
+    toy.write_folder(faces / "images", people=24, images=6)
+    toy.write_pairs(faces / "pairs.txt", people=12, folds=3)
+    config = small_config(faces, head__loss="subcenter_arcface", head__margin=0.2)
+    train.train_and_evaluate(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run", clean=False) as checkpoints:
+        assert checkpoints.restore_prototypes().shape == (16, 3, 16)
+    source = ("--source", faces / "images", "--sub_centres", "--threshold", 0.9)
+    out = run(*source, "--workdir", tmp_path / "run", "--out", tmp_path / "audit")
+    noisy = list(name_lists.read_names(out / "noisy.tsv"))
+    (line,) = (x for x in (out / "audit.md").read_text().splitlines() if "centre" in x)
+    # Only the people that were trained on are judged.
+    assert line.endswith(f"their identity: {len(noisy)} of {9 * 6}")
+    store = out / "embeddings" / "images"
+    with pytest.raises(ValueError, match="--sub_centres needs --workdir"):
+        run(*source, "--embeddings", store, "--out", tmp_path / "b")

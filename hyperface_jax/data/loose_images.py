@@ -31,8 +31,8 @@ def open_any(path: str, lines: Iterable[str] = ()) -> FaceSet:
     """Images to embed, identities or not.
 
     Args:
-      path: "-" for the paths in `lines`; a folder of images at any depth, or whatever
-        `sources.open_path` reads.
+      path: "-" for the paths in `lines`; an image; a folder of images at any depth, or
+        whatever `sources.open_path` reads.
       lines: paths of images, one each.
 
     Raises:
@@ -44,7 +44,11 @@ def open_any(path: str, lines: Iterable[str] = ()) -> FaceSet:
             raise ValueError("standard input: no path in it, expected one a line")
         return of_files("standard input", listed, [str(p) for p in listed])
     where = epath.Path(path)
-    known = insightface.is_insightface(where) or prepared.is_prepared(where)
+    if is_image(path) and where.is_file():
+        return of_files(where.name, [Path(path)], [where.stem])
+    known = where.is_dir() and (
+        insightface.is_insightface(where) or prepared.is_prepared(where)
+    )
     if not where.is_dir() or known:
         return sources.open_path(path)
     root = Path(path)

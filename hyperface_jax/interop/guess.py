@@ -3,6 +3,7 @@
 A guess: `backbones.torch_names.to_flax` compares every name and shape afterwards.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -117,6 +118,33 @@ def embedding_dim(weights: Weights) -> int:
     if name not in weights or weights[name].ndim != 2:
         raise ValueError(f"state_dict: no matrix {name}, the last layer of {kind}")
     return weights[name].shape[0]
+
+
+def width(weights: Weights) -> int:
+    """`width` of our network: channels of the first stage, 64 if published."""
+    kind = family(weights)
+    if kind in ("vit", "mbf"):
+        return 64
+    first = "conv1.weight" if kind == "iresnet" else _FAMILIES[kind][0]
+    if first not in weights or not weights[first].ndim:
+        raise ValueError(f"state_dict: no {first}, the first layer of {kind}")
+    return weights[first].shape[0]
+
+
+def image_size(weights: Weights) -> int:
+    """Side in pixels of the images that the weights are for.
+
+    A ViT does not look at what is left of its last patch: its 12x12 patches of 9 pixels
+    are taken for 112.
+    """
+    kind = family(weights)
+    if kind == "vit":
+        side = math.isqrt(weights["pos_embed"].shape[1])
+        return 112 if side == 12 else 9 * side
+    if kind == "mbf":
+        return 16 * weights["features.layers.0.layers.0.weight"].shape[-1]
+    last = weights[_FAMILIES[kind][1]]
+    return 16 * math.isqrt(last.shape[-1] // (8 * width(weights)))
 
 
 def _shape(weights: Weights) -> tuple[int, ...]:

@@ -19,10 +19,19 @@ from hyperface_jax.interop.guess import (
     family,
     fitting_backbones,
     guess_backbone,
+    image_size,
+    width,
 )
 from hyperface_jax.interop.torch_objects import Opaque
 
-__all__ = ["LAYOUTS", "StateDict", "find_state_dict", "guess_backbone"]
+__all__ = [
+    "LAYOUTS",
+    "StateDict",
+    "find_state_dict",
+    "guess_backbone",
+    "image_size",
+    "width",
+]
 
 _SHOWN = 5
 

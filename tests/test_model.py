@@ -1,0 +1,501 @@
+"""Models on their own: folders, conversion, export, embedding, verification, search."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import toy
+from PIL import Image
+from test_backbones import filled, oracle_weights
+from test_train import small_config
+
+from hyperface_jax import (
+    convert,
+    embed,
+    evaluate,
+    export,
+    model,
+    model_card,
+    search,
+    train,
+    verify,
+)
+from hyperface_jax.backbones import create_backbone
+from hyperface_jax.backbones.torch_names import to_torch
+from hyperface_jax.evaluation import nearest, parquet, stored
+from hyperface_jax.interop import torch_file
+
+NETWORK = {
+    "name": "sfnet4_bn",
+    "width": 4,
+    "embedding_dim": 8,
+    "color_order": "RGB",
+    "value_range": (-1.0, 1.0),
+    "batch_norm_epsilon": 1e-5,
+}
+SIZE = 32
+
+
+def made(**network):
+    network = NETWORK | network
+    params, stats = filled(create_backbone(**network), SIZE)
+    card = model_card.of_import(network, SIZE, {"file": "none", "licence": "ours"})
+    return model.create(network, params, stats, image_size=SIZE, card=card)
+
+
+def images(count=3, size=SIZE, seed=0):
+    shape = (count, size, size, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write_images(folder, count=5, size=SIZE):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, image in enumerate(images(count, size)):
+        Image.fromarray(image).save(folder / f"{k}.png")
+    return folder
+
+
+def call(command, *arguments, **more):
+    work = getattr(command, command.__name__.rpartition(".")[2])
+    return work(command.parser().parse_args([*map(str, arguments)]), **more)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(workdir of four steps, its faces)."""
+    folder = tmp_path_factory.mktemp("faces")
+    toy.write_folder(folder / "images", people=24, images=6)
+    toy.write_pairs(folder / "pairs.txt", people=12, folds=3)
+    work = tmp_path_factory.mktemp("run")
+    train.train_and_evaluate(small_config(folder, train__steps=4), work)
+    return work, folder
+
+
+# --- folders --------------------------------------------------------------------------
+
+
+def test_a_folder_gives_back_the_model(tmp_path):
+    first = made()
+    again = model.load(model.save(first, tmp_path / "m"))
+    np.testing.assert_array_equal(first.embed(images()), again.embed(images()))
+    assert again.network == first.network
+    assert again.card["weights_licence"] == "ours"
+    text = (tmp_path / "m" / model_card.MARKDOWN).read_text()
+    assert "None was calibrated." in text
+
+
+def test_a_damaged_folder_is_named(tmp_path):
+    folder = model.save(made(), tmp_path / "m")
+    description = json.loads((folder / model.DESCRIPTION).read_text())
+
+    def fails(message):
+        with pytest.raises(ValueError, match=message) as error:
+            model.load(folder)
+        assert "\n" not in str(error.value)
+
+    def changed(**values):
+        (folder / model.DESCRIPTION).write_text(json.dumps(description | values))
+
+    changed(fingerprint="0" * 16)
+    fails("fingerprint .* says 0000000000000000")
+    changed(format=9)
+    fails("format 9, expected 1")
+    changed(network=description["network"] | {"name": "sfnet10_bn"})
+    fails("arrays do not fit sfnet10_bn, 32 pixels: missing batch_stats/layer2_1")
+    changed(network=description["network"] | {"width": 8})
+    fails(r"batch_stats/.* is \[4\], sfnet4_bn, 32 pixels expects \[8\]")
+    changed(network={})
+    fails("damaged")
+    changed()
+    data = (folder / model.WEIGHTS).read_bytes()
+    (folder / model.WEIGHTS).write_bytes(data[: len(data) // 2])
+    fails("weights.npz: cannot be read")
+    with pytest.raises(ValueError, match=r"neither model.json nor config.json in it"):
+        model.load(tmp_path)
+
+
+def test_a_workdir_is_a_model_without_its_data(run, tmp_path):
+    work, _ = run
+    copy = tmp_path / "copy"
+    shutil.copytree(work, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["config"]["data"]["path"] = "/nowhere"
+    (copy / "config.json").write_text(json.dumps(config))
+    found = model.load(copy)
+    assert found.image_size == 32
+    assert found.card["training"]["steps"] == 4
+    assert found.card["training"]["identities"] == 9
+    assert found.card["evaluation"]
+    assert found.embed(images(2)).shape == (2, 16)
+    card = json.loads((work / model_card.JSON).read_text())
+    assert card["thresholds"][0]["impostor_pairs"] == 12
+    assert card["thresholds"][0]["calibrated_on"] == "test/verification"
+    with pytest.raises(ValueError, match=r"no checkpoint has log\.best_metric = ''"):
+        model.load(copy, "best")
+
+
+def test_training_starts_from_a_model(run, tmp_path):
+    """The network is the model's, the loss the config's; the licence goes along."""
+    _, faces = run
+    start = made(embedding_dim=16, color_order="BGR", value_range=(0.0, 1.0))
+    folder = model.save(start, tmp_path / "m")
+    config = small_config(
+        faces,
+        init_from=str(folder),
+        backbone__name="sfnet10",
+        train__steps=1,
+        learning_rate__peak=1e-9,
+        head__loss="sphereface2_c",
+    )
+    state = train.train_and_evaluate(config, tmp_path / "run")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        state.params["backbone"],
+        start.params,
+    )
+    again = model.load(tmp_path / "run")
+    assert again.network["color_order"] == "BGR"
+    assert tuple(again.network["value_range"]) == (0, 1)
+    assert again.card["weights_licence"] == "ours"
+    assert again.card["training"]["started_from"] == str(folder)
+    wrong = small_config(faces, init_from=str(folder), data__image_size=48)
+    with pytest.raises(ValueError, match=r"data.image_size is 48, expected 32: init_f"):
+        train.train_and_evaluate(wrong, tmp_path / "wrong")
+
+
+# --- conversion -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["insightface", "magface"])
+def test_conversion_keeps_the_embeddings(layout, shared, tmp_path):
+    """IResNet-18's own output from its own file, and back under its names."""
+    facts = json.loads(shared("oracles/backbones.json").read_text())
+    facts = facts["insightface/iresnet18"]
+    weights = oracle_weights(facts["parameters"], set(facts["prelu"]))
+    content, name = weights, "backbone.pth"
+    if layout == "magface":
+        content = {"features.module." + k: v for k, v in weights.items()}
+        content["parallel_fc.weight"] = np.ones((7, 512), np.float32)
+        content, name = {"state_dict": content, "epoch": 3}, "magface.pth"
+    torch_file.write(tmp_path / name, content)
+    folder = call(convert, tmp_path / name, "--out", tmp_path / "m", "--licence", "MIT")
+    found = model.load(folder)
+    assert found.network["name"] == "iresnet18"
+    assert found.card["weights_licence"] == "MIT"
+    assert not (folder / convert.PROTOTYPES).exists()
+    pixels = np.random.RandomState(0).uniform(-1, 1, (2, 3, 112, 112))
+    rgb = pixels.transpose(0, 2, 3, 1).astype(np.float32)
+    if layout == "magface":  # took BGR in [0, 1]: give it what becomes the oracle's
+        assert found.network["color_order"] == "BGR"
+        assert found.network["batch_norm_epsilon"] == 2e-5
+        rgb = rgb[..., ::-1] * 2 - 1
+    embeddings, _ = found.backbone.apply(
+        found.params, found.batch_stats, rgb, train=False
+    )
+    oracle = np.load(shared("oracles/backbones.npz"))["insightface/iresnet18"]
+    error = np.abs(embeddings - oracle).max() / np.abs(oracle).max()
+    assert error < 1e-4
+    back = call(convert, folder, "--out", tmp_path / "back.pth")
+    again = torch_file.read(back)
+    for key, value in weights.items():
+        np.testing.assert_array_equal(again[key], value)
+
+
+def test_what_cannot_be_converted_is_said(tmp_path):
+    weights = made(name="sfnet4").backbone
+    params, stats = filled(weights, SIZE)
+    good = to_torch(weights, SIZE, params, stats)
+
+    def fails(content, message, *more):
+        torch_file.write(tmp_path / "x.pth", content)
+        with pytest.raises(ValueError, match=message) as error:
+            call(convert, tmp_path / "x.pth", "--out", tmp_path / "m", *more)
+        assert "\n" not in str(error.value)
+        assert "x.pth" in str(error.value)
+
+    fails(good, "fit sfnet4 or sfnet4_deprecated alike; give --backbone")
+    fails(
+        {**good, "more.weight": np.ones(3, np.float32)},
+        "more.weight",
+        "--backbone",
+        "sfnet4",
+    )
+    fails(
+        {k: v for k, v in good.items() if k != "fc.bias"},
+        "missing fc.bias",
+        "--backbone",
+        "sfnet4",
+    )
+    fails({"a": np.ones(3, np.float32)}, "of no network known here")
+    (tmp_path / "x.pth").write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(ValueError, match=r"x\.pth"):
+        call(convert, tmp_path / "x.pth", "--out", tmp_path / "m")
+    torch_file.write(tmp_path / "x.pth", good)
+    with pytest.raises(ValueError, match="expected LOW,HIGH such as -1,1"):
+        call(convert, tmp_path / "x.pth", "--out", tmp_path / "m", "--value_range", "1")
+    with pytest.raises(ValueError, match=r"expected a name ending in \.pth"):
+        call(convert, tmp_path, "--out", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+# --- export ---------------------------------------------------------------------------
+
+
+def test_stablehlo_and_npz_hold_the_network(tmp_path):
+    first = made()
+    model.save(first, tmp_path / "m")
+    file = call(export, tmp_path / "m", "--out", tmp_path / "out" / "x.stablehlo")
+    loaded = jax.export.deserialize(bytearray(file.read_bytes()))
+    for count in (1, 5):  # any batch
+        np.testing.assert_allclose(
+            loaded.call(images(count)), first.embed(images(count)), rtol=1e-4, atol=1e-5
+        )
+    assert (tmp_path / "out" / "x.model_card.md").exists()
+    file = call(export, tmp_path / "m", "--out", tmp_path / "out" / "x.npz")
+    with np.load(file) as arrays:
+        assert "params/fc/kernel" in arrays.files
+        assert not any("prototype" in name for name in arrays.files)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == []
+    with pytest.raises(ValueError, match=r"expected .onnx, .stablehlo or .npz"):
+        call(export, tmp_path / "m", "--out", tmp_path / "x.pb")
+
+
+@pytest.mark.parametrize("name", ["sfnet4_bn", "iresnet18", "mbf", "vit_t", "ir18"])
+def test_onnx_takes_any_batch_of_channels_first_rgb(name, tmp_path):
+    pytest.importorskip("jax2onnx", reason="pip install --no-deps jax2onnx")
+    ort = pytest.importorskip("onnxruntime")
+    first = made(name=name, color_order="BGR")
+    model.save(first, tmp_path / "m")
+    file = call(export, tmp_path / "m", "--out", tmp_path / "x.onnx")
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (taken,) = session.get_inputs()
+    assert taken.shape[1:] == [3, SIZE, SIZE]
+    for count in (1, 4):
+        pixels = images(count).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        (found,) = session.run(None, {taken.name: pixels})
+        want = np.asarray(first.embed(images(count)))
+        assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"onnx is not installed.*--no-deps"):
+        call(export, tmp_path, "--out", tmp_path / "x.onnx")
+
+
+# --- embeddings -----------------------------------------------------------------------
+
+
+def test_embeddings_of_a_folder_and_of_listed_paths(tmp_path):
+    first = made()
+    model.save(first, tmp_path / "m")
+    folder = write_images(tmp_path / "faces" / "deep")
+    out = call(
+        embed,
+        tmp_path / "m",
+        "--source",
+        tmp_path / "faces",
+        "--out",
+        tmp_path / "e.npz",
+    )
+    found = stored.open_embeddings(out)
+    assert found.ids == tuple(f"deep/{k}" for k in range(5))
+    want = first.embed(images(5)) + first.embed(images(5)[:, :, ::-1])
+    np.testing.assert_allclose(found.views[:, 0], want, rtol=1e-4, atol=1e-5)
+    assert not (tmp_path / "e.npz.parts").exists()
+    lines = [f"{folder / '3.png'}\n", "\n", f"{tmp_path / 'gone.png'}\n"]
+    out = call(
+        embed,
+        tmp_path / "m",
+        *("--source", "-", "--out", tmp_path / "e.parquet"),
+        lines=lines,
+    )
+    ids, embeddings, facts = parquet.read_parquet(out)
+    assert ids == (str(folder / "3.png"), str(tmp_path / "gone.png"))
+    np.testing.assert_allclose(embeddings[0], want[3], rtol=1e-4, atol=1e-5)
+    assert not embeddings[1].any()
+    assert facts["model"] == first.fingerprint
+
+
+def test_an_embedding_run_goes_on_where_it_was_killed(tmp_path, monkeypatch):
+    model.save(made(), tmp_path / "m")
+    write_images(tmp_path / "faces", count=5)
+    create = stored.EmbeddingStore.create
+
+    def in_small_parts(*arguments, **settings):
+        return create(*arguments, part_images=2, **settings)
+
+    monkeypatch.setattr(stored.EmbeddingStore, "create", in_small_parts)
+    arguments = (
+        tmp_path / "m",
+        "--source",
+        tmp_path / "faces",
+        "--out",
+        tmp_path / "e.npz",
+    )
+    write = stored.EmbeddingStore.write
+
+    def killed(self, number, *more):
+        if number == 1:
+            raise KeyboardInterrupt
+        write(self, number, *more)
+
+    monkeypatch.setattr(stored.EmbeddingStore, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(embed, *arguments)
+    assert not (tmp_path / "e.npz").exists()
+    numbers = []
+
+    def counted(self, number, *more):
+        numbers.append(number)
+        write(self, number, *more)
+
+    monkeypatch.setattr(stored.EmbeddingStore, "write", counted)
+    out = call(embed, *arguments)
+    assert numbers == [1, 2]
+    assert stored.open_embeddings(out).views.shape == (5, 1, 8)
+
+
+def test_images_that_are_no_crops_are_refused(tmp_path):
+    model.save(made(), tmp_path / "m")
+    write_images(tmp_path / "faces", size=48)
+    arguments = (
+        tmp_path / "m",
+        "--source",
+        tmp_path / "faces",
+        "--out",
+        tmp_path / "e.npz",
+    )
+    with pytest.raises(
+        ValueError, match=r"0: is 48x48, expected an aligned crop of 32x"
+    ):
+        call(embed, *arguments)
+    out = call(embed, *arguments, "--resize", "--no_flip")
+    assert stored.open_embeddings(out).views.any()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="no images in it, at any depth"):
+        call(embed, tmp_path / "m", "--source", tmp_path / "none", "--out", "x.npz")
+    with pytest.raises(ValueError, match="standard input: no path in it"):
+        call(embed, tmp_path / "m", "--source", "-", "--out", "x.npz", lines=["\n"])
+
+
+def test_a_model_is_evaluated_and_its_card_gets_the_thresholds(run, tmp_path):
+    _, faces = run
+    folder = model.save(made(), tmp_path / "m")
+    arguments = [
+        "--workdir",
+        folder,
+        "--set",
+        f"{faces / 'images'};{faces / 'pairs.txt'}",
+    ]
+    p = evaluate.parser().parse_args(
+        [*map(str, arguments), "--protocols", "verification"]
+    )
+    results = evaluate.evaluate_files(p)
+    assert results[0].metrics["auc"] > 0
+    card = model.load(folder).card
+    assert card["weights_licence"] == "ours"
+    assert card["thresholds"]
+    with pytest.raises(ValueError, match=r"--set missing: .* is a model without data"):
+        evaluate.evaluate_files(
+            evaluate.parser().parse_args(["--workdir", str(folder)])
+        )
+
+
+def test_verify_gives_a_score_its_thresholds_and_the_pictures(run, tmp_path, caplog):
+    work, faces = run
+    one, two = sorted((faces / "images").rglob("*.jpg"))[:2]
+    caplog.set_level("INFO")
+    found = call(verify, work, one, two, "--out", tmp_path / "pair.png")
+    state = model.load(work)
+    crops = np.stack([np.asarray(Image.open(p)) for p in (one, two)])
+    a, b = np.asarray(state.embed(crops)) + np.asarray(state.embed(crops[:, :, ::-1]))
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert found["score"] == pytest.approx(cosine, abs=1e-3)
+    assert found["thresholds"][0]["impostor_pairs"] == 12
+    assert Image.open(tmp_path / "pair.png").size == (64, 32)
+    assert "a score is no identity" in caplog.text
+    assert "same person" not in caplog.text
+    with pytest.raises(ValueError, match=r"gone.jpg: No such file"):
+        call(verify, work, one, tmp_path / "gone.jpg")
+
+
+# --- search ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["numpy", "jax", "float16"])
+@pytest.mark.parametrize(
+    ("count", "block", "k"), [(5000, 1700, 3), (40, 16, 7), (4, 9, 9)]
+)
+def test_the_nearest_are_exact(kind, count, block, k):
+    rng = np.random.default_rng(count)
+    gallery = rng.standard_normal((count, 8)).astype(np.float32)
+    gallery[3] = 0  # unreadable
+    gallery[count // 2] = 2 * gallery[1]  # a tie
+    if kind == "float16":
+        gallery = gallery.astype(np.float16)
+    probes = np.concatenate(
+        [gallery[[1]], rng.standard_normal((6, 8)), np.zeros((1, 8))]
+    )
+    wide = gallery.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1)
+    lengths[3] = np.inf
+    scores = (probes / np.maximum(np.linalg.norm(probes, axis=1), 1e-30)[:, None]) @ (
+        wide / lengths[:, None]
+    ).T
+    scores[:, 3] = -2
+    given = jax.numpy.asarray(gallery) if kind == "jax" else gallery
+    found, rows = nearest.top_k(given, probes, k, block=block)
+    want = np.sort(scores, axis=1)[:, ::-1][:, :k]
+    np.testing.assert_allclose(found[:-1], want[:-1], atol=2e-6)
+    assert not (rows == 3).any()
+    np.testing.assert_array_equal(rows[-1], -1)  # a probe that is 0
+    filled_in = rows[:-1] >= 0
+    picked = np.take_along_axis(scores[:-1], np.maximum(rows[:-1], 0), axis=1)
+    np.testing.assert_allclose(picked[filled_in], found[:-1][filled_in], atol=2e-6)
+    if kind == "numpy":
+        assert rows[0, :2].tolist() == [1, count // 2]  # of equals the lower row first
+
+
+def test_search_reads_and_writes_files(tmp_path):
+    rng = np.random.default_rng(0)
+    gallery = rng.standard_normal((6, 4)).astype(np.float32)
+    np.savez(tmp_path / "g.npz", embeddings=gallery, ids=[f"g{k}" for k in range(6)])
+    parquet.write_parquet(
+        tmp_path / "p.parquet", ["a", "b"], gallery[[4, 2]], {"x": "y"}
+    )
+    arguments = ("--gallery", tmp_path / "g.npz", "--probes", tmp_path / "p.parquet")
+    rows = call(search, *arguments, "--top", 2, "--out", tmp_path / "o.tsv")
+    assert [(p, rank, g) for p, rank, g, _ in rows if rank == 1] == [
+        ("a", 1, "g4"),
+        ("b", 1, "g2"),
+    ]
+    lines = (tmp_path / "o.tsv").read_text().splitlines()
+    assert lines[0] == "probe\trank\tgallery\tscore"
+    assert len(lines) == 5
+    close = call(search, *arguments, "--threshold", 0.99)
+    assert [row[2] for row in close] == ["g4", "g2"]
+    pytest.importorskip("faiss")
+    assert call(search, *arguments, "--top", 1, "--index", "faiss")[0][2] == "g4"
+
+
+@pytest.mark.parametrize(
+    ("gallery", "more", "message"),
+    [
+        (np.zeros((0, 4)), [], "g.npy: no embeddings in it"),
+        (np.ones((3, 5)), [], "embeddings of 5 numbers, .* of 4, expected one network"),
+        (np.full((3, 4), np.nan), [], "g.npy: row 0 is not finite"),
+        (np.ones((3, 4)), ["--top", 0], "--top is 0, expected at least 1"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(gallery, more, message, tmp_path):
+    np.save(tmp_path / "g.npy", gallery)
+    np.save(tmp_path / "p.npy", np.ones((2, 4)))
+    arguments = ("--gallery", tmp_path / "g.npy", "--probes", tmp_path / "p.npy")
+    with pytest.raises(ValueError, match=message):
+        call(search, *arguments, *more)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"x.parquet: cannot be read"):
+        parquet.read_parquet(tmp_path / "x.parquet")
