@@ -10,7 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 BLOCK = 1 << 16
-"""Rows of the gallery at a time: 128 MiB of 512 float32 numbers."""
+"""Rows of a gallery on disk at a time: 128 MiB of 512 float32 numbers."""
+
+_SCORES = 1 << 27
+"""Scores at a time of a gallery in memory: 512 MiB."""
 
 _GROUP = 512
 """Scores whose maximum is looked at first; the best are among the k best groups."""
@@ -24,7 +27,7 @@ def top_k(
     probes: Float[np.ndarray, "P D"] | Array,
     k: int,
     *,
-    block: int = BLOCK,
+    block: int = 0,
     unit: bool = False,
 ) -> tuple[Float[np.ndarray, "P k"], Int[np.ndarray, "P k"]]:
     """Cosines and rows of the k nearest gallery rows of each probe, best first.
@@ -36,8 +39,8 @@ def top_k(
         stays where it is.
       probes: [P, D].
       k: at least 1; with fewer rows there are fewer columns.
-      block: rows at a time.
-      unit: the gallery's rows have unit length already (saves a pass over them).
+      block: rows at a time; 0 chooses.
+      unit: the gallery's rows have unit length already, all of them (saves a pass).
 
     Returns:
       (scores [P, min(k, N)], rows). A gallery row that is 0 is never found: its places
@@ -48,7 +51,9 @@ def top_k(
     """
     check_sizes(gallery.shape, probes.shape, k)
     count = gallery.shape[0]
-    k, block = min(k, count), min(block, count)
+    here = isinstance(gallery, jax.Array)
+    k = min(k, count)
+    block = min(block or (max(_SCORES // len(probes), BLOCK) if here else BLOCK), count)
     wanted = jnp.asarray(probes, jnp.float32)
     lengths = jnp.linalg.norm(wanted, axis=1, keepdims=True)
     wanted = jnp.where(lengths > 0, wanted / jnp.maximum(lengths, 1e-30), 0)
@@ -58,11 +63,12 @@ def top_k(
     )
     for first in range(0, count, block):
         start = min(first, count - block)  # the last block overlaps the one before
-        if isinstance(gallery, jax.Array):
-            best = _of_array(best, wanted, gallery, start, first, block, unit)
-        else:
-            rows = jnp.asarray(np.asarray(gallery[start : start + block], np.float32))
-            best = _of_block(best, wanted, rows, start, first, unit)
+        rows = gallery
+        if block < count:
+            rows = _block(gallery, start, block) if here else gallery[start:][:block]
+        if not here:
+            rows = jnp.asarray(np.asarray(rows, np.float32))
+        best = _merged(best, wanted, rows, start, first, unit, start < first)
     scores, rows = (np.array(x) for x in best)
     empty = (scores <= _NOTHING) | (np.asarray(lengths) == 0)
     scores[empty], rows[empty] = _NOTHING, -1
@@ -84,27 +90,24 @@ def check_sizes(gallery: tuple[int, ...], probes: tuple[int, ...], k: int) -> No
         raise ValueError(f"k is {k}, expected at least 1")
 
 
-@functools.partial(jax.jit, static_argnames=("block", "unit"))
-def _of_array(best, probes, gallery, start, first, block: int, unit: bool):
-    rows = jax.lax.dynamic_slice_in_dim(gallery, start, block).astype(jnp.float32)
-    return _merged(best, probes, rows, start, first, unit)
+@functools.partial(jax.jit, static_argnames="block")
+def _block(gallery, start, block: int):
+    return jax.lax.dynamic_slice_in_dim(gallery, start, block)
 
 
-@functools.partial(jax.jit, static_argnames="unit")
-def _of_block(best, probes, rows, start, first, unit: bool):
-    return _merged(best, probes, rows, start, first, unit)
-
-
-def _merged(best, probes, rows, start, first, unit: bool):
+@functools.partial(jax.jit, static_argnames=("unit", "overlaps"))
+def _merged(best, probes, rows, start, first, unit: bool, overlaps: bool):
     """The best of those so far and of a block; rows below `first` have been seen."""
     k, count = best[0].shape[1], rows.shape[0]
+    rows = rows.astype(jnp.float32)
     scores = jnp.matmul(probes, rows.T, precision=jax.lax.Precision.HIGHEST)
-    known = start + jnp.arange(count) >= first
     if not unit:
         squares = jnp.sum(rows * rows, axis=1)
         scores = scores * jax.lax.rsqrt(jnp.maximum(squares, 1e-30))[None, :]
-        known = known & (squares > 0)
-    scores = jnp.where(known[None, :], scores, _NOTHING)
+        scores = jnp.where(squares[None, :] > 0, scores, _NOTHING)
+    if overlaps:
+        known = start + jnp.arange(count) >= first
+        scores = jnp.where(known[None, :], scores, _NOTHING)
     found, places = _exact_top_k(scores, min(k, count))
     both = jnp.concatenate([best[0], found], axis=1)
     names = jnp.concatenate([best[1], (start + places).astype(jnp.int32)], axis=1)
