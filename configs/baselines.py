@@ -19,7 +19,7 @@ def get_config(arg: str | None = None):
     SFNet-20, lr .1, steps 40/60/70 k, s 30, decay 5e-4 on everything. "insightface":
     MS1MV3, IResNet-50, linear decay to 0 over 20 epochs, s 64, batch 1024, prototypes
     normalised in the graph, gradient clipped at 5 on the backbone. "adaface": MS1MV2,
-    IResNet-100, 26 epochs, /10 at 12, 20, 24, no decay on BatchNorm. With data=casia
+    IR-100, 26 epochs, /10 at 12, 20, 24, no decay on BatchNorm. With data=casia
     the last two take as many epochs of CASIA-WebFace, which is ours, not published.
 
     Args:
@@ -93,7 +93,8 @@ def _insightface(config):
 def _adaface(config):
     _faces_112(config, ("ms1m", "v2"))
     config.source = "AdaFace, scripts/run_ir101_ms1mv2.sh"
-    config.backbone.name = "iresnet100"
+    config.backbone.name = "ir100"
+    config.backbone.dropout = 0.4
     config.head.scale = "64"
     config.head.prototype_norm = "differentiate"
     config.optimizer.backbone.decay_mask = "matrices"

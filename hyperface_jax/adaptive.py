@@ -106,7 +106,9 @@ def running_target(decay: float) -> Memory:
     return Memory(lambda classes: {"difficulty": 0.0}, update)
 
 
-def difficulty_of_all(seen: Seen, memory: Scalars, m: Array, key: Array):
+def difficulty_of_all(
+    seen: Seen, memory: Scalars, m: Array, key: Any
+) -> dict[str, Array]:
     """CurricularFace's t, the same for each example."""
     del m, key
     return {"difficulty": jnp.full_like(seen.norms, memory["difficulty"])}

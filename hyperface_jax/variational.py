@@ -51,7 +51,12 @@ def mixed(
 
 
 def remembered(
-    memory: Any, seen: Seen, step: Array, *, mesh: Mesh | None, class_axes=AXES
+    memory: Any,
+    seen: Seen,
+    step: Array,
+    *,
+    mesh: Mesh | None,
+    class_axes: tuple[str, ...] = AXES,
 ) -> Any:
     """The memory after a step; of several images of a class the last one stays."""
     old, kept = memory["prototypes"], seen.weight > 0
