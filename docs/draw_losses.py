@@ -180,7 +180,8 @@ other class j, θ the angle between embedding x and class vector. A loss is a ψ
 - `head.margin` is m, -1 (as in configs/baselines.py) the table's; `head.NAME.KEY` is a
   constant of the loss NAME.
 - `head.scale=paper` is the table's s; `auto`, the default, is {factor} times the least
-  with which a perfect example reaches p = .99 (with a trained bias: the table's).
+  with which a perfect example reaches p = .99, ln(99·(C - 1))/(ψ(0) - η(π/2)). The
+  published s are 2 to 2.8 times that for the sets that they were published with.
 - `head.detach=auto`, the default, is the table's gradient: `cosine` that of plain
   cosine, `none` through the margin, `angle` that of ψ and η without a margin (not with
   a trained bias).

@@ -22,7 +22,29 @@ are used.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hyperface_jax import (
+        adaptive,
+        binary,
+        class_loss,
+        class_vectors,
+        classifier,
+        family,
+        geometry,
+        losses,
+        magnitudes,
+        margins,
+        model,
+        optimizer,
+        peer_margins,
+        precision,
+        regularizers,
+        schedules,
+        streaming,
+        variational,
+    )
 
 __version__ = "0.1.0"
 

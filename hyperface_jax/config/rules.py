@@ -58,8 +58,7 @@ def resolve(config: Config, *, num_classes: int, num_examples: int) -> Config:
         c.head.norm = "nfn"
     least = margins.minimum_scale(member.margin, c.head.margin, num_classes)
     scale = _resolve_scale(c, member, least, num_classes)
-    softmax = not member.binary and not member.own_scale
-    if c.head.norm != "nfn" and softmax and scale < least:
+    if c.head.norm != "nfn" and not member.own_scale and scale < least:
         warnings.warn(
             f"head.scale is {scale}, below {least:.1f}, the least with which "
             f"{c.head.loss} at m = {c.head.margin} can reach p = .99 with "
@@ -76,8 +75,8 @@ def _resolve_scale(
 ) -> float:
     """S as a number; "auto" is a multiple of the smallest that can work.
 
-    A sum over classes has no smallest: "auto" is the published scale then. AdaCos
-    chooses its own.
+    Of sums over classes, too: SphereFace2's published r is 2.8 times that bound for its
+    8 631 classes, UniFace's s 2.4 times for 85 742. AdaCos chooses its own.
     """
     head = config.head
     if member.own_scale:
@@ -86,7 +85,7 @@ def _resolve_scale(
         return parse_scale(head.scale)
     if head.norm == "nfn":
         return 1.0
-    if head.scale == "paper" or member.binary:
+    if head.scale == "paper":
         if member.scale is None:
             raise ValueError(f"head.scale is 'paper', but {head.loss} has none")
         return member.scale
