@@ -59,6 +59,7 @@ class Loss:
     norm: str = "hfn"
     margins: tuple[float, ...] = (0.0,)
     scaled: bool = True
+    detach: str = "cosine"
 
 
 V1, V2 = "sphereface_r_v1", "sphereface_r_v2"
@@ -68,6 +69,9 @@ LOSSES = (
     Loss("CosFace", "cosface", margins=(0.2, 0.35, 0.1)),
     Loss("ArcFace", "arcface", margins=(0.3, 0.5, 0.15)),
     Loss("SphereFace", "sphereface", margins=(1.4, 1.7, 1.2)),
+    Loss("SphereFace2", "sphereface2_c", margins=(0.2, 0.4, 0.1)),
+    Loss("AdaFace", "adaface", margins=(0.2, 0.4, 0.1), detach="none"),
+    Loss("MagFace", "magface", margins=(0.4, 0.8, 0.2), detach="none"),
     Loss("SphereFace-R v1, HFN", V1, "hfn", (1.4, 1.7, 1.2)),
     Loss("SphereFace-R v2, HFN", V2, "hfn", (1.4, 1.7, 1.2)),
     Loss("SphereFace-R v1, SFN", V1, "sfn", (1.4, 1.7, 1.2)),
@@ -85,7 +89,7 @@ class Run:
     margin: float
     factor: float
     fold: int
-    detach: str = "cosine"
+    detach: str = ""  # "": as the loss was published
     strength: float = 0.01
     seed: int = 0
 
@@ -93,7 +97,7 @@ class Run:
     def key(self) -> str:
         name = self.loss.name.lower().replace(" ", "_").replace(",", "")
         key = f"{name}_m{self.margin:g}_x{self.factor:g}_fold{self.fold}"
-        key += "" if self.detach == "cosine" else f"_{self.detach}"
+        key += f"_{self.detach}" if self.detach else ""
         key += "" if self.strength == 0.01 else f"_t{self.strength:g}"
         return key + (f"_seed{self.seed}" if self.seed else "")
 
@@ -113,7 +117,9 @@ def config_of(run: Run, lfw: str, pairs: str, epochs: float):
     c.backbone.embedding_dim, c.backbone.dropout = 128, 0.2
     c.head.class_multiple = 64
     c.head.loss, c.head.norm = run.loss.loss, run.loss.norm
-    c.head.margin, c.head.detach = run.margin, run.detach
+    c.head.margin, c.head.detach = run.margin, run.detach or run.loss.detach
+    if run.loss.loss == "magface":  # its margins keep their proportion, .45 to .8
+        c.head.magface.lower_margin = 0.45 / 0.8 * run.margin
     c.head.scale_factor, c.head.penalty_strength = run.factor, run.strength
     c.head.loss_weight = 30.0
     c.optimizer.backbone.weight_decay = 1e-3

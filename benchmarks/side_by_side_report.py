@@ -51,7 +51,7 @@ def tuning_table(out: Path) -> list[str]:
         best = best_of(out, loss)
         cells = []
         for row in found:
-            plain = row["detach"] == "cosine" and row["strength"] == 0.01
+            plain = row["detach"] in ("", "cosine") and row["strength"] == 0.01
             if row["name"] != loss.name or row["fold"] != TUNED_ON or not plain:
                 continue
             cell = f"{row['margin']:g}"

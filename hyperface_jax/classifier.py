@@ -258,6 +258,8 @@ class Head:
 
     def _energy(self, labels, prototypes, ids, weight: Array | None) -> Array:
         own = class_rows.take(prototypes, labels, ids=ids, **self._mesh)
+        if self.prototype_norm == "differentiate":
+            own = geometry.l2_normalize(own)
         kept = jnp.ones(len(labels), bool) if weight is None else weight > 0
         return regularizers.minimum_hyperspherical_energy(own, labels, kept)
 

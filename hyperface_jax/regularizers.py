@@ -19,7 +19,8 @@ def minimum_hyperspherical_energy(
     device's part of the batch where this takes those of the whole.
 
     Args:
-      own: [B, D], the class vector of each example's class; equal for equal labels.
+      own: [B, D], the unit class vector of each example's class; equal for equal
+        labels.
       labels: [B].
       kept: [B], False for examples that take no part.
 
@@ -31,8 +32,7 @@ def minimum_hyperspherical_energy(
     repeated = jnp.any(equal & (order[None, :] < order[:, None]), axis=1)
     first = kept & ~repeated
     pair = first[:, None] & first[None, :] & (order[:, None] < order[None, :])
-    unit = geometry.l2_normalize(own)
-    cos = geometry.cosines(unit, unit)
+    cos = geometry.cosines(own, own)
     # Before the angle: at 0 it has no inverse, and an unused NaN spoils gradients.
     cos = jnp.where(pair, jnp.clip(cos, -1 + OFFICIAL_CLIP, 1 - OFFICIAL_CLIP), 0)
     energy = jnp.sum(jnp.where(pair, geometry.angle(cos) ** -2, 0))
