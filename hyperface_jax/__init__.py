@@ -1,24 +1,24 @@
 """SphereFace-R and the hyperspherical face-recognition family in JAX/Flax.
 
-The mathematics are pure functions of arrays and can be used without the rest:
+Pure functions of arrays, for any training loop (docs/library.md):
 
-    from hyperface_jax import losses, magnitudes, margins
+    losses           the hyperspherical softmax of embeddings, labels and prototypes
+    margins          psi and eta of each loss; peer_margins: those with constants
+    magnitudes       rho: hard, no, soft feature normalisation
+    binary           SphereFace2 and UniFace, sums over classes
+    regularizers     SphereFace+'s energy
+    geometry         norms, cosines and multiples of angles with exact slopes
+    schedules        step -> margin, annealing, learning rate
+    class_loss       a loss as functions of any part of the classes
+    streaming        a loss over all of them, in chunks and on several devices
+    precision        of the products of embeddings and prototypes
+    family           every loss by name; adaptive, variational: what some of them need
+    classifier       a loss bound to its settings: Head, and what it carries
+    class_vectors    prototypes before the first step
+    optimizer        over network and prototypes, with PyTorch's rules
 
-    geometry       norms, cosines and angles, with sound derivatives
-    margins        psi and eta of each margin; peer_margins: those with constants
-    magnitudes     how the length of an embedding enters: HFN, NFN, SFN
-    losses         the hyperspherical softmax, an example at a time; plain softmax
-    binary         SphereFace2 and UniFace: sums over classes
-    regularizers   minimum hyperspherical energy (SphereFace+)
-    family         every loss by name, with its published constants
-    classifier     `Head`: a loss with its settings, memory and trained bias
-    streaming      any loss over millions of classes, in chunks and over devices
-    schedules      margins and learning rates over time
-    optimizer      SGD and AdamW, with the prototypes back on the sphere
-    model          a trained network on its own
-
-Importing this package touches no device and no file; modules are imported when they
-are used.
+They are loaded when they are first used: importing this package touches no device and
+no file. The other modules are the program around them.
 """
 
 import importlib
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         losses,
         magnitudes,
         margins,
-        model,
         optimizer,
         peer_margins,
         precision,
@@ -59,7 +58,6 @@ __all__ = [
     "losses",
     "magnitudes",
     "margins",
-    "model",
     "optimizer",
     "peer_margins",
     "precision",
@@ -74,3 +72,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -58,6 +58,15 @@ def adaface_norms(decay: float) -> Memory:
 
     Lengths are clipped to [1e-3, 100], the deviation is the unbiased one; a batch of
     one keeps the old. Official start: 20 and 100.
+
+    Args:
+      decay: share of the batch, 0 < decay <= 1 (t_alpha of the official code, .01).
+
+    Returns:
+      Memory of the scalars "norm_mean" and "norm_deviation".
+
+    Raises:
+      ValueError: `decay` is out of its range.
     """
     _check_share("decay of AdaFace", decay)
 
@@ -79,7 +88,17 @@ def adaface_norms(decay: float) -> Memory:
 
 
 def adaface_quality(h: float) -> Given:
-    """ẑ = clip(h·(|x| - mean)/(deviation + 1e-3), -1, 1), AdaFace."""
+    """ẑ = clip(h·(|x| - mean)/(deviation + 1e-3), -1, 1), AdaFace.
+
+    Args:
+      h: more than 0; .333 in the official run.
+
+    Returns:
+      Given of "quality" [B].
+
+    Raises:
+      ValueError: `h` is not positive.
+    """
     if not h > 0:
         raise ValueError(f"h of AdaFace is {h}, expected more than 0")
 
@@ -94,7 +113,17 @@ def adaface_quality(h: float) -> Given:
 
 
 def running_target(decay: float) -> Memory:
-    """Running mean of the target's cosine, CurricularFace's t: from 0."""
+    """Running mean of the target's cosine, CurricularFace's t: from 0.
+
+    Args:
+      decay: share of the batch, 0 < decay <= 1.
+
+    Returns:
+      Memory of the scalar "difficulty".
+
+    Raises:
+      ValueError: `decay` is out of its range.
+    """
     _check_share("decay of CurricularFace", decay)
 
     def update(memory, seen):
@@ -109,7 +138,7 @@ def running_target(decay: float) -> Memory:
 def difficulty_of_all(
     seen: Seen, memory: Scalars, m: Array, key: Any
 ) -> dict[str, Array]:
-    """CurricularFace's t, the same for each example."""
+    """CurricularFace's t, the same for each example: a `Given` of "difficulty" [B]."""
     del m, key
     return {"difficulty": jnp.full_like(seen.norms, memory["difficulty"])}
 
@@ -119,6 +148,9 @@ def adacos_scale() -> Memory:
 
     B_avg is the mean over the batch of Σ_{j≠y} exp(s·cos θ_j) with the s before, θ_med
     the (lower) median of the target's angle.
+
+    Returns:
+      Memory of the scalar "scale".
     """
 
     def update(memory, seen):
@@ -148,6 +180,12 @@ def elastic_margin(deviation: float, plus: bool) -> Given:
       plus: ElasticFace+: the smallest drawn margin goes to the example that is nearest
         to its class, and so on. (The official code sorts, but then picks by index
         instead of rank, which is a random permutation.)
+
+    Returns:
+      Given of "margin" [B], in the margin's unit.
+
+    Raises:
+      ValueError: `deviation` is negative.
     """
     if not deviation >= 0:
         raise ValueError(f"deviation of ElasticFace is {deviation}, expected 0 or more")

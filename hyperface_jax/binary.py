@@ -86,8 +86,11 @@ def initial_bias(
       m: the margin.
       num_classes: C, at least 2; with sampling those that a step sees.
       scale: r.
-      t: exponent of g.
-      alpha: weight of the own class.
+      t: exponent of g, at least 1.
+      alpha: weight of the own class, between 0 and 1.
+
+    Raises:
+      ValueError: `variant` is unknown, `t` or `alpha` out of its range.
     """
     _check(variant, t, alpha)
     with jax.ensure_compile_time_eval():
@@ -117,7 +120,7 @@ def sphereface2(
     divide_by_scale: bool = True,
     products: Products = FLOAT32,
 ) -> ClassLoss:
-    """SphereFace2 as a loss over classes, for `losses.dense` and `streaming`.
+    """SphereFace2 as a loss over classes, for `class_loss.dense` and `streaming`.
 
     Args:
       variant: "c", "a" or "m".
@@ -133,6 +136,12 @@ def sphereface2(
       loss_weight: lw.
       divide_by_scale: lw/r instead of lw (official).
       products: precision of the head's matrix products.
+
+    Returns:
+      ClassLoss; in its aux `probability` is the sigmoid of the own class's z.
+
+    Raises:
+      ValueError: a name is unknown, `t` or `alpha` out of its range; `detach="angle"`.
     """
     _check(variant, t, alpha)
     if detach not in ("none", "cosine"):
@@ -200,6 +209,12 @@ def uniface(
       loss_weight: lw.
       divide_by_scale: lw/s instead of lw.
       products: precision of the head's matrix products.
+
+    Returns:
+      ClassLoss; in its aux `probability` is the sigmoid of the own class's z.
+
+    Raises:
+      ValueError: `prototype_norm` is unknown, `negatives` not positive.
     """
     class_loss.check_prototype_norm(prototype_norm)
     if not negatives > 0:

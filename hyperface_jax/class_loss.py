@@ -65,7 +65,10 @@ class ClassLoss(NamedTuple):
         is_target: Bool[Array, "B K"],
         class_mask: Bool[Array, " K"] | None,
     ) -> ClassSums:
-        """What `finish` needs of K classes; arguments as `logits`."""
+        """What `finish` needs of K classes; arguments as `logits`.
+
+        And `class_mask` [K], False for classes that take no part, or None for all.
+        """
         logits, cos = self.logits(examples, prototypes, target_cos, is_target)
         terms = self.terms(logits, is_target) if self.terms else None
         return class_sums.of_logits(logits, cos, is_target, class_mask, terms)
@@ -110,7 +113,21 @@ def dense(
     prototypes: Float[Array, "C D"],
     class_mask: Bool[Array, " C"] | None = None,
 ) -> tuple[Float[Array, " B"], Aux]:
-    """The loss of each example with the whole matrix of logits [B, C] at once."""
+    """The loss of each example with the whole matrix of logits [B, C] at once.
+
+    Args:
+      loss: the loss.
+      embeddings: [B, D], not normalised.
+      labels: [B] integers in [0, C).
+      prototypes: [C, D].
+      class_mask: [C], False for padding rows, or None.
+
+    Returns:
+      Loss [B] and aux, as `losses.hyperspherical_softmax`.
+
+    Raises:
+      ValueError: the shapes do not fit, or labels are no integers.
+    """
     check_shapes(embeddings, labels, prototypes)
     examples = loss.prepare(embeddings)
     ids = jnp.arange(prototypes.shape[0], dtype=labels.dtype)

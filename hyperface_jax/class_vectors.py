@@ -41,6 +41,9 @@ def init_prototypes(
         (InsightFace). Directions are the same; lengths matter without "project".
       unit: normalise the rows, as "project" needs.
       centres: class vectors a class; 1 leaves the axis out.
+
+    Raises:
+      ValueError: `init` is unknown.
     """
     if init not in INITS:
         raise ValueError(f"prototype init is {init!r}, expected one of {INITS}")

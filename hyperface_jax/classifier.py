@@ -143,7 +143,7 @@ class Head:
 
         Returns:
           (loss [B], aux as `losses.hyperspherical_softmax`); aux has "seen", too, for
-          losses that remember.
+          losses that remember. Shapes that do not fit are a ValueError.
         """
         member, aux = self.member, {}
         m = jnp.asarray(self.margin(step), geometry.at_least_float32(embeddings).dtype)

@@ -45,6 +45,10 @@ def hyperspherical(
     And `interclass_filter`: other classes whose cosine is above it count as if it were
     0, without a gradient: they may be the same person (InsightFace, .4; 0 is off).
     And `products`, the precision of the head's matrix products.
+
+    Raises:
+      ValueError: `margin` is no `Margin` (its name, perhaps), or `prototype_norm` is
+        unknown; `detach` and `clamp` when the loss is evaluated.
     """
     if not isinstance(margin, Margin):
         raise ValueError(f"margin is {margin!r}, expected a row of margins.MARGINS")
@@ -164,6 +168,10 @@ def hyperspherical_softmax(
       Loss [B] and a dict: `target_cos` [B], `magnitude` [B], `penalty` [B],
       `correct` [B] (the largest plain cosine is the target's), `probability` [B] of
       the target under the logits.
+
+    Raises:
+      ValueError: the shapes do not fit, labels are no integers, `margin` is no
+        `Margin`, or `detach`, `clamp` or `prototype_norm` is unknown.
     """
     loss = hyperspherical(
         margin=margin,
@@ -188,8 +196,8 @@ def plain_softmax(
 ) -> tuple[Float[Array, " B"], Aux]:
     """Softmax cross-entropy over x·w_j, nothing normalised, no bias.
 
-    The baseline of baselines. Shapes, returns and aux as `hyperspherical_softmax`;
-    cosines in aux are those of the normalised vectors.
+    The baseline of baselines. Shapes, returns, aux and the ValueError of wrong shapes
+    as `hyperspherical_softmax`; cosines in aux are those of the normalised vectors.
     """
     loss = plain(loss_weight=loss_weight)
     return dense(loss, embeddings, labels, prototypes, class_mask)

@@ -48,6 +48,9 @@ def sfn(scale: Scalar, strength: Scalar, penalty: str = "l1") -> Magnitude:
       scale: s, the length that the penalty pulls |x| to.
       strength: t, the weight of the penalty (the paper's official code: .01).
       penalty: "l1" as in the official code, or "l2".
+
+    Raises:
+      ValueError: `penalty` is unknown.
     """
     if penalty == "l1":
         return Magnitude(

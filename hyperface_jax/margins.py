@@ -33,7 +33,8 @@ class MarginContext(NamedTuple):
     """What psi and eta may depend on besides cosines; every leaf may be traced.
 
     Attributes:
-      margin: m in force, a scalar, or [B, 1] for a margin an example.
+      margin: m in force, a scalar, or [B, 1] for a margin an example; radians, a
+        factor of the angle, or a difference of cosines, as the margin has it.
       annealing: λ of SphereFace 2017, which mixes ψ with plain cosine; else 0.
       magnitude: |x| of each example [B, 1], for margins that depend on it.
       difficulty: t of CurricularFace, a running mean.
@@ -207,7 +208,8 @@ def angular_functions(
       clamp: "exact", or "official": ψ and η at cosines clipped to ±(1 - 1e-5).
 
     Returns:
-      [B, C], not yet multiplied by the magnitude function.
+      [B, C], not yet multiplied by the magnitude function. An unknown `detach` or
+      `clamp` is a ValueError.
     """
     if clamp not in CLAMP:
         raise ValueError(f"clamp is {clamp!r}, expected one of {CLAMP}")
@@ -253,7 +255,8 @@ def minimum_scale(margin: Margin, m: float, num_classes: int, p: float = 0.99) -
     g = 1 - cos(π/(2m)) < 1, so v2 needs a larger scale than the rest of the family.
 
     Returns:
-      s; infinity where the margin leaves no gap.
+      s; infinity where the margin leaves no gap. Fewer than 2 classes, p outside
+      (0, 1), and m <= 0 of a factor are a ValueError.
     """
     if num_classes < 2 or not 0 < p < 1:
         raise ValueError(
@@ -271,7 +274,7 @@ def minimum_scale(margin: Margin, m: float, num_classes: int, p: float = 0.99) -
 
 
 def get_margin(name: str) -> Margin:
-    """The margin called `name`; an unknown name is an error that lists the known."""
+    """The margin called `name`; an unknown one is a ValueError with all names."""
     if name not in MARGINS:
         raise ValueError(f"margin is {name!r}, expected one of {', '.join(MARGINS)}")
     return MARGINS[name]

@@ -68,6 +68,9 @@ def make_optimizer(
       clip_norm: largest norm of all gradients together, before the parts' own.
       frozen: paths of the backbone's parameters that have no gradient; they are not
         decayed either (`Backbone.frozen`).
+
+    Raises:
+      ValueError: `name`, or a name in the settings, is unknown.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer is {name!r}, expected one of {OPTIMIZERS}")
@@ -137,6 +140,13 @@ def update(
 
     Normalising after the update is the official trajectory (which normalises in
     place before each forward pass) without a second [C, D] array.
+
+    Args:
+      tx: any transformation over `params`.
+      gradients: as `params`.
+      opt_state: of `tx`.
+      params: a dictionary with "prototypes" [C, D], or [C, K, D], among others.
+      prototype_norm: see `losses.hyperspherical_softmax`.
 
     Returns:
       New parameters and optimizer state.

@@ -25,6 +25,9 @@ def combined(m1: float = 1.0, m3: float = 0.2) -> Margin:
     Args:
       m1: factor of the angle, more than 0 (SphereFace's is at least 1).
       m3: subtracted from the cosine (CosFace's).
+
+    Raises:
+      ValueError: `m1` is not positive.
     """
     if not m1 > 0:
         raise ValueError(f"m1 of the combined margin is {m1}, expected more than 0")
@@ -59,6 +62,9 @@ def magface(
       upper: u_a.
       lower_margin: l_m; never more than the margin in force, u_m.
       strength: λ_g (35 in the official run.sh, 20 in its code).
+
+    Raises:
+      ValueError: unless 0 < lower < upper.
     """
     if not 0 < lower < upper:
         raise ValueError(
@@ -117,13 +123,16 @@ def mv_arc(t: float = 1.12) -> Margin:
     """MV-Arc-Softmax: others above the target's ψ get t·c + t - 1; ψ is ArcFace's.
 
     Args:
-      t: weight of the misclassified; 1 is ArcFace.
+      t: weight of the misclassified, at least 1, which is ArcFace.
+
+    Raises:
+      ValueError: `t` is less than 1.
     """
     return _misclassified("arcface", t)
 
 
 def mv_am(t: float = 1.12) -> Margin:
-    """MV-AM-Softmax: as `mv_arc` with CosFace's ψ."""
+    """MV-AM-Softmax: as `mv_arc` with CosFace's ψ and the same ValueError."""
     return _misclassified("cosface", t)
 
 

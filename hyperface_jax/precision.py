@@ -52,7 +52,11 @@ def check(products: Products) -> None:
 def inner_products(
     x: Float[Array, "B D"], w: Float[Array, "C D"], products: Products = FLOAT32
 ) -> Float[Array, "B C"]:
-    """x·wᵀ, its value and both gradients in the named precisions."""
+    """x·wᵀ, its value and both gradients in the named precisions.
+
+    Raises:
+      ValueError: a precision has no such name.
+    """
     if products == FLOAT32:
         return _product("bd,cd->bc", x, w, "float32")
     check(products)

@@ -76,6 +76,9 @@ def learning_rate(
       decay: factor for "multistep".
       power: exponent for "polynomial" (1 is InsightFace's linear decay).
       final: last value for "cosine" and "polynomial".
+
+    Raises:
+      ValueError: `name` is unknown.
     """
     rest = max(total_steps - warmup_steps, 1)
     if name == "constant":

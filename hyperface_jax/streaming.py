@@ -71,7 +71,7 @@ def evaluate(
     mesh: Mesh | None = None,
     class_axes: tuple[str, ...] = AXES,
 ) -> tuple[Float[Array, " B"], Aux]:
-    """The loss of each example, exactly as `losses.dense` computes it.
+    """The loss of each example, exactly as `class_loss.dense` computes it.
 
     Args:
       loss_of: context -> ClassLoss.
@@ -83,13 +83,16 @@ def evaluate(
       num_classes: C.
       ids: class of each row, rising on each device, where they are not all; split as
         the prototypes are. Or None for 0, 1, 2, ...
-      given: [B] arrays, see `losses.Examples`; split as the embeddings.
+      given: [B] arrays, see `class_loss.Examples`; split as the embeddings.
       chunk: see `choose_chunk`; R or more is dense.
       mesh: of all devices, or None for one.
       class_axes: axes of the mesh that hold classes, "model" or both.
 
     Returns:
       Loss [B] and aux, as `losses.hyperspherical_softmax`.
+
+    Raises:
+      ValueError: the shapes do not fit, labels are no integers, `chunk` is negative.
     """
     check_shapes(embeddings, labels, prototypes)
 
@@ -152,6 +155,9 @@ def sums_over_classes(
       num_classes: C.
       chunk: divisor of R; R itself is dense.
       axes: mesh axes over which other devices hold other classes.
+
+    Returns:
+      ClassSums, [B] each, of these classes alone.
     """
     count = len(prototypes)
     target_cos = None

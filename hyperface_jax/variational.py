@@ -33,7 +33,11 @@ class Variational(NamedTuple):
 
 
 def empty(rows: int, dim: int) -> dict[str, Any]:
-    """The memory before the first step; split over devices as the prototypes are."""
+    """The memory before the first step; split over devices as the prototypes are.
+
+    Returns:
+      Under "prototypes": "last" [rows, dim], and "at" [rows], the step of each.
+    """
     last = jnp.zeros((rows, dim), jnp.float32)
     return {"prototypes": {"last": last, "at": jnp.full(rows, _NEVER, jnp.int32)}}
 
@@ -41,7 +45,14 @@ def empty(rows: int, dim: int) -> dict[str, Any]:
 def mixed(
     prototypes: Float[Array, "R D"], memory: Any, settings: Variational, step: Array
 ) -> Float[Array, "R D"]:
-    """Unit rows; the gradient runs through the mixing to the prototypes."""
+    """Unit rows [R, D]; the gradient runs through the mixing to the prototypes.
+
+    Args:
+      prototypes: [R, D], of any length.
+      memory: of `empty` or `remembered`, of the same rows.
+      settings: share, start and recent.
+      step: updates done, a scalar.
+    """
     last, at = memory["prototypes"]["last"], memory["prototypes"]["at"]
     iteration = step + 1  # the official code counts from 1
     use = (iteration > settings.start) & (iteration - at <= settings.recent)

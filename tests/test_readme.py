@@ -51,14 +51,6 @@ def test_the_table_of_what_classes_cost():
             assert f"{size:.{digits}f}".lstrip("0") == cell, (classes, devices)
 
 
-def test_the_readmes_code_runs_as_printed():
-    (code,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
-    names: dict = {}
-    exec(code, names)
-    assert names["loss"].shape == (8,)
-    assert jnp.all(jnp.isfinite(names["loss"]))
-
-
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
