@@ -36,7 +36,7 @@ def test_a_wrong_flag_is_one_line(arguments, message, tmp_path):
     last = found.stderr.strip().splitlines()[-1]
     assert message in found.stderr
     assert "Traceback" not in found.stderr
-    assert len(last) < 400
+    assert len(last) < 600
     assert not (tmp_path / "run").exists()
 
 

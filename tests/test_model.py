@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -148,6 +150,7 @@ def test_training_starts_from_a_model(run, tmp_path):
         train__steps=1,
         learning_rate__peak=1e-9,
         head__loss="sphereface2_c",
+        head__margin=-1.0,
     )
     state = train.train_and_evaluate(config, tmp_path / "run")
     jax.tree.map(
@@ -253,6 +256,15 @@ def test_stablehlo_and_npz_hold_the_network(tmp_path):
             loaded.call(images(count)), first.embed(images(count)), rtol=1e-4, atol=1e-5
         )
     assert (tmp_path / "out" / "x.model_card.md").exists()
+    np.save(tmp_path / "images.npy", images(2))
+    np.save(tmp_path / "want.npy", first.embed(images(2)))
+    alone = (
+        "import jax.export, numpy as np, sys; data = bytearray(open(sys.argv[1], 'rb')"
+        ".read()); found = jax.export.deserialize(data).call(np.load('images.npy')); "
+        "assert 'hyperface_jax' not in sys.modules; "
+        "np.testing.assert_allclose(found, np.load('want.npy'), rtol=1e-4, atol=1e-5)"
+    )
+    subprocess.run([sys.executable, "-c", alone, str(file)], check=True, cwd=tmp_path)
     file = call(export, tmp_path / "m", "--out", tmp_path / "out" / "x.npz")
     with np.load(file) as arrays:
         assert "params/fc/kernel" in arrays.files
@@ -277,6 +289,21 @@ def test_onnx_takes_any_batch_of_channels_first_rgb(name, tmp_path):
         (found,) = session.run(None, {taken.name: pixels})
         want = np.asarray(first.embed(images(count)))
         assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_what_onnx_does_not_know_is_one_line(tmp_path, monkeypatch):
+    jax2onnx = pytest.importorskip("jax2onnx", reason="pip install --no-deps jax2onnx")
+
+    def fails(*arguments, **settings):
+        raise NotImplementedError("no plugin for\nprimitive 'erf_inv'")
+
+    monkeypatch.setattr(jax2onnx, "to_onnx", fails)
+    model.save(made(), tmp_path / "m")
+    with pytest.raises(ValueError, match="cannot be exported") as error:
+        call(export, tmp_path / "m", "--out", tmp_path / "x.onnx")
+    assert "erf_inv" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("*x.onnx*"))
 
 
 def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
