@@ -70,7 +70,7 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
             "1 or more"
         )
     if out.suffix == ".parquet":
-        parquet.check_installed()
+        parquet.pyarrow()  # says what to install before the work begins
     made = model.load(a.model, a.checkpoint)
     faces = loose_images.open_any(a.source, lines)
     if not a.resize:

@@ -1,54 +1,56 @@
-"""The most similar gallery images of each probe.
+"""Finds the gallery rows most similar to each probe, by the cosine of embeddings.
 
-    python -m hyperface_jax.search --gallery gallery.npz --probes probes.npz \
-        --top 10 --out found.tsv
+    python -m hyperface_jax.search --gallery all.npy --probes new.parquet --top 10 \
+        --out found.tsv
 
-Gallery and probes are embeddings as `embed` writes them (a folder, .npz, .parquet) or
-anybody's .npy. Exact, and a gallery of millions need not fit into memory. `--index
-faiss` takes an approximate index instead. A rank is no identification: somebody is
-always the nearest, also of a person who is not there.
+writes probe, rank, gallery and score: as .tsv or .parquet one line a neighbour, as .npz
+arrays with one row a probe. A rank is no identification: the most similar person of a
+gallery is somebody else wherever the person looked for is not in it.
 """
 
 import argparse
-import logging
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from hyperface_jax import command_line, workdir
-from hyperface_jax.evaluation import nearest, stored
+from hyperface_jax.data.name_lists import write_names
+from hyperface_jax.evaluation import faiss_index, nearest, parquet, stored
+from hyperface_jax.evaluation.nearest import Nearest
+from hyperface_jax.evaluation.stored import Stored
 
-log = logging.getLogger("hyperface_jax.search")
+COLUMNS = ("probe", "rank", "gallery", "score")
+NOTE = "A rank is no identification: somebody is first even where nobody is the same."
+_LINES = 65536  # of a row group
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command_line.Parser(
         prog="python -m hyperface_jax.search",
-        description="The most similar gallery images of each probe.",
+        description="Finds the gallery rows most similar to each probe.",
     )
     add = p.add_argument
-    add("--gallery", required=True, metavar="PATH", help="embeddings to look in")
-    add("--probes", required=True, metavar="PATH", help="embeddings to look for")
-    add("--top", type=int, default=10, help="gallery images of each probe")
-    add("--threshold", type=float, default=-1.0, help="cosine below which none counts")
+    kinds = "embeddings: folder of ours, .npy, .npz, .parquet"
+    add("--gallery", required=True, metavar="PATH", help=kinds)
+    add("--probes", required=True, metavar="PATH", help="the same")
+    add("--top", type=int, default=10, help="neighbours of a probe")
+    add("--threshold", type=float, default=None, help="leaves out cosines below")
     add(
         "--index",
         default="exact",
-        choices=["exact", "faiss"],
-        help="faiss: approximate",
+        help="exact, or of FAISS: faiss, ivf:NLIST,NPROBE, hnsw:LINKS,EFFORT",
     )
-    add("--out", default="", metavar="TSV", help="probe, rank, gallery image, score")
+    add("--out", required=True, metavar="FILE", help=".tsv, .npz or .parquet")
     return p
 
 
-def search(arguments: argparse.Namespace) -> list[tuple[str, int, str, float]]:
-    """Runs a parsed command line.
-
-    Returns:
-      Rows (probe id, rank from 1, gallery id, cosine), in the order of the probes.
+def search(arguments: argparse.Namespace) -> Nearest:
+    """Runs a parsed command line; returns what it wrote.
 
     Raises:
       ValueError: one line on what is wrong with an argument or a file.
@@ -56,51 +58,136 @@ def search(arguments: argparse.Namespace) -> list[tuple[str, int, str, float]]:
     a = arguments
     if a.top < 1:
         raise ValueError(f"--top is {a.top}, expected at least 1")
-    names, gallery = _open(a.gallery)
-    probe_names, probes = _open(a.probes)
-    if gallery.shape[1] != probes.shape[1]:
-        raise ValueError(
-            f"{a.gallery} has embeddings of {gallery.shape[1]} numbers, {a.probes} of "
-            f"{probes.shape[1]}, expected one network's"
-        )
-    look = nearest.top_k if a.index == "exact" else nearest.with_faiss
-    scores, rows = look(gallery, probes, a.top)
-    found = [
-        (probe_names[p], rank + 1, names[row], float(score))
-        for p in range(len(probes))
-        for rank, (row, score) in enumerate(zip(rows[p], scores[p], strict=True))
-        if row >= 0 and score >= a.threshold
-    ]
-    lines = ["probe\trank\tgallery\tscore"]
-    lines += [f"{p}\t{rank}\t{g}\t{score:.6f}" for p, rank, g, score in found]
-    if a.out:
-        workdir.write_text(epath.Path(a.out), "\n".join(lines) + "\n")
+    if a.threshold is not None and not -1 <= a.threshold <= 1:
+        raise ValueError(f"--threshold is {a.threshold}, expected a cosine")
+    method = "exact" if a.index == "exact" else faiss_index.describe(a.index)
+    out, write = _open_out(a.out)
+    gallery = stored.open_embeddings(a.gallery)
+    probes = stored.open_embeddings(a.probes)
+    names = (a.gallery, a.probes)
+    if a.index == "exact":
+        found = nearest.search(gallery.views, probes.views, a.top, names=names)
     else:
-        log.info("%s", "\n".join(lines))
-    log.info(
-        "%d probes in %d gallery images%s; a rank is no identification",
-        len(probes),
-        len(gallery),
-        "" if a.index == "exact" else ", by an approximate index",
-    )
+        found = faiss_index.search(
+            gallery.views, probes.views, a.top, a.index, names=names
+        )
+    if a.threshold is not None:
+        low = found.scores < a.threshold
+        found.scores[low], found.rows[low] = -np.inf, -1
+    about = {
+        "gallery": a.gallery,
+        "probes": a.probes,
+        "index": method,
+        "score": "cosine",
+        "threshold": a.threshold,
+        "note": NOTE,
+    }
+    try:
+        write(out, found, _ids(probes), _ids(gallery), about)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error})") from None
+    print("\n".join(_summary(found, gallery, method, out)))
     return found
 
 
-def _open(path: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Ids, and embeddings [N, D] (views summed)."""
-    found = stored.open_embeddings(Path(path))
-    views = found.views
-    if not len(views):
-        raise ValueError(f"{path}: no embeddings in it")
-    # One view is looked at where it lies; a sum of two has to be made.
-    embeddings = views[:, 0] if views.shape[1] == 1 else np.asarray(views).sum(axis=1)
-    for start in range(0, len(embeddings), nearest.BLOCK):
-        part = np.asarray(embeddings[start : start + nearest.BLOCK])
-        if not np.isfinite(part).all():
-            bad = start + int(np.flatnonzero(~np.isfinite(part).all(axis=1))[0])
-            raise ValueError(f"{path}: row {bad} is not finite")
-    names = found.ids or tuple(f"#{row}" for row in range(len(views)))
-    return names, embeddings
+Ids = Callable[[int], str]
+"""Id of a row."""
+
+
+def _ids(source: Stored) -> Ids:
+    """Ids, or the numbers of the rows where there are none."""
+    return str if source.ids is None else source.ids.__getitem__
+
+
+def _summary(found: Nearest, gallery: Stored, method: str, out: Path) -> list[str]:
+    some = found.rows >= 0
+    none = np.count_nonzero(~some.any(axis=1))
+    lines = [
+        f"{len(some):,} probes, {len(gallery.views):,} gallery rows, index: {method}",
+        f"{np.count_nonzero(some):,} neighbours; {none:,} probes have none; written to "
+        f"{out}",
+    ]
+    for name, blank in (
+        ("gallery", found.blank_gallery),
+        ("probes", found.blank_probes),
+    ):
+        if len(blank):
+            few = ", ".join(map(str, blank[:5].tolist()))
+            lines.append(
+                f"{len(blank):,} rows of the {name} are 0 (unreadable images) and "
+                f"match nothing: rows {few}" + (", ..." if len(blank) > 5 else "")
+            )
+    return [*lines, NOTE]
+
+
+def _open_out(path: str) -> tuple[Path, Callable[..., None]]:
+    """Where to write and how; checked before the search."""
+    out = Path(path).expanduser()
+    writers = {".tsv": _write_tsv, ".npz": _write_npz, ".parquet": _write_parquet}
+    if out.suffix not in writers:
+        raise ValueError(
+            f"--out is {path}, expected a name ending {', '.join(writers)}"
+        )
+    if out.is_dir():
+        raise ValueError(f"--out {path}: is a folder, expected a file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe = out.with_name(f"{out.name}.tmp")
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"--out {path}: cannot be written to ({reason})") from None
+    if out.suffix == ".parquet":
+        parquet.pyarrow()
+    return out, writers[out.suffix]
+
+
+def _lines(
+    found: Nearest, probe_id: Ids, gallery_id: Ids
+) -> Iterator[tuple[str, int, str, float]]:
+    for probe, (scores, rows) in enumerate(
+        zip(found.scores.tolist(), found.rows.tolist(), strict=True)
+    ):
+        for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1):
+            if row >= 0:
+                yield probe_id(probe), rank, gallery_id(row), score
+
+
+def _write_tsv(out: Path, found, probe_id, gallery_id, about) -> None:
+    lines = (
+        (probe, str(rank), row, f"{score:.6f}")
+        for probe, rank, row, score in _lines(found, probe_id, gallery_id)
+    )
+    write_names(out, [COLUMNS, *lines])
+
+
+def _write_npz(out: Path, found, probe_id, gallery_id, about) -> None:
+    named = [[gallery_id(r) if r >= 0 else "" for r in row] for row in found.rows]
+    ids = [probe_id(probe) for probe in range(len(named))]
+    arrays: dict[str, Any] = {
+        "probe": np.array(ids, np.str_),
+        "gallery": np.array(named, np.str_),
+        "row": found.rows,
+        "score": found.scores,
+        "about": np.array(json.dumps(about)),
+    }
+    with workdir.whole_file(epath.Path(out), "wb") as file:
+        np.savez(file, **arrays)
+
+
+def _write_parquet(out: Path, found, probe_id, gallery_id, about) -> None:
+    pa = parquet.pyarrow()
+    lines = list(_lines(found, probe_id, gallery_id))
+
+    def groups() -> Iterator[dict[str, Any]]:
+        for start in range(0, len(lines), _LINES):
+            columns = zip(*lines[start : start + _LINES], strict=True)
+            yield dict(zip(COLUMNS, map(list, columns), strict=True))
+
+    kinds = (pa.string(), pa.int32(), pa.string(), pa.float64())
+    types: dict[str, Any] = dict(zip(COLUMNS, kinds, strict=True))
+    parquet.write_table(out, types, groups(), about)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Models on their own: folders, conversion, export, embedding, verification, search."""
+"""Models on their own: folders, conversion, export, embedding, verification."""
 
 import json
 import shutil
@@ -20,13 +20,12 @@ from hyperface_jax import (
     export,
     model,
     model_card,
-    search,
     train,
     verify,
 )
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.backbones.torch_names import to_torch
-from hyperface_jax.evaluation import nearest, parquet, stored
+from hyperface_jax.evaluation import parquet, stored
 from hyperface_jax.interop import torch_file
 
 NETWORK = {
@@ -447,82 +446,3 @@ def test_verify_gives_a_score_its_thresholds_and_the_pictures(run, tmp_path, cap
     assert "same person" not in caplog.text
     with pytest.raises(ValueError, match=r"gone.jpg: No such file"):
         call(verify, work, one, tmp_path / "gone.jpg")
-
-
-# --- search ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["numpy", "jax", "float16"])
-@pytest.mark.parametrize(
-    ("count", "block", "k"), [(5000, 1700, 3), (40, 16, 7), (4, 9, 9)]
-)
-def test_the_nearest_are_exact(kind, count, block, k):
-    rng = np.random.default_rng(count)
-    gallery = rng.standard_normal((count, 8)).astype(np.float32)
-    gallery[3] = 0  # unreadable
-    gallery[count // 2] = 2 * gallery[1]  # a tie
-    if kind == "float16":
-        gallery = gallery.astype(np.float16)
-    probes = np.concatenate(
-        [gallery[[1]], rng.standard_normal((6, 8)), np.zeros((1, 8))]
-    )
-    wide = gallery.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1)
-    lengths[3] = np.inf
-    scores = (probes / np.maximum(np.linalg.norm(probes, axis=1), 1e-30)[:, None]) @ (
-        wide / lengths[:, None]
-    ).T
-    scores[:, 3] = -2
-    given = jax.numpy.asarray(gallery) if kind == "jax" else gallery
-    found, rows = nearest.top_k(given, probes, k, block=block)
-    want = np.sort(scores, axis=1)[:, ::-1][:, :k]
-    np.testing.assert_allclose(found[:-1], want[:-1], atol=2e-6)
-    assert not (rows == 3).any()
-    np.testing.assert_array_equal(rows[-1], -1)  # a probe that is 0
-    filled_in = rows[:-1] >= 0
-    picked = np.take_along_axis(scores[:-1], np.maximum(rows[:-1], 0), axis=1)
-    np.testing.assert_allclose(picked[filled_in], found[:-1][filled_in], atol=2e-6)
-    if kind == "numpy":
-        assert rows[0, :2].tolist() == [1, count // 2]  # of equals the lower row first
-
-
-def test_search_reads_and_writes_files(tmp_path):
-    rng = np.random.default_rng(0)
-    gallery = rng.standard_normal((6, 4)).astype(np.float32)
-    np.savez(tmp_path / "g.npz", embeddings=gallery, ids=[f"g{k}" for k in range(6)])
-    parquet.write_parquet(
-        tmp_path / "p.parquet", ["a", "b"], gallery[[4, 2]], {"x": "y"}
-    )
-    arguments = ("--gallery", tmp_path / "g.npz", "--probes", tmp_path / "p.parquet")
-    rows = call(search, *arguments, "--top", 2, "--out", tmp_path / "o.tsv")
-    assert [(p, rank, g) for p, rank, g, _ in rows if rank == 1] == [
-        ("a", 1, "g4"),
-        ("b", 1, "g2"),
-    ]
-    lines = (tmp_path / "o.tsv").read_text().splitlines()
-    assert lines[0] == "probe\trank\tgallery\tscore"
-    assert len(lines) == 5
-    close = call(search, *arguments, "--threshold", 0.99)
-    assert [row[2] for row in close] == ["g4", "g2"]
-    pytest.importorskip("faiss")
-    assert call(search, *arguments, "--top", 1, "--index", "faiss")[0][2] == "g4"
-
-
-@pytest.mark.parametrize(
-    ("gallery", "more", "message"),
-    [
-        (np.zeros((0, 4)), [], "g.npy: no embeddings in it"),
-        (np.ones((3, 5)), [], "embeddings of 5 numbers, .* of 4, expected one network"),
-        (np.full((3, 4), np.nan), [], "g.npy: row 0 is not finite"),
-        (np.ones((3, 4)), ["--top", 0], "--top is 0, expected at least 1"),
-    ],
-)
-def test_what_cannot_be_searched_is_said(gallery, more, message, tmp_path):
-    np.save(tmp_path / "g.npy", gallery)
-    np.save(tmp_path / "p.npy", np.ones((2, 4)))
-    arguments = ("--gallery", tmp_path / "g.npy", "--probes", tmp_path / "p.npy")
-    with pytest.raises(ValueError, match=message):
-        call(search, *arguments, *more)
-    (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"x.parquet: cannot be read"):
-        parquet.read_parquet(tmp_path / "x.parquet")

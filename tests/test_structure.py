@@ -121,6 +121,8 @@ def test_metrics_import_no_model_code():
         "open_set",
         "identification",
         "nearest",
+        "best_groups",
+        "faiss_index",
         "sub_centres",
         "distractors",
         "mate_counts",

@@ -1,166 +1,271 @@
-"""The k most similar rows of a gallery, exactly, in blocks."""
+"""The nearest rows of a large gallery by cosine: exact, and near the cost of a product.
 
+Three steps. JAX multiplies a block of the gallery with all probes in float32 and keeps
+the largest score of each group of rows. A group can hold one of the k best rows only if
+its largest score comes within twice the rounding error of the k-th largest such score;
+as a rule that is k groups a probe. Their rows are scored again in float64, and these
+scores decide. A probe with more such groups than are kept (a gallery full of copies) is
+compared with every row in float64. So the answer is that of float64 in every case.
+
+The gallery is read once for each `PROBES` probes, and may be a memory map. It need not
+be normalised: lengths come from the block while it is in the cache.
+
+Letters: N gallery rows, P probes, D dimensions, V views, K = min(k, N), b rows of a
+block.
+"""
+
+import collections
 import functools
-import warnings
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-BLOCK = 1 << 16
-"""Rows of a gallery on disk at a time: 128 MiB of 512 float32 numbers."""
+from hyperface_jax.evaluation.best_groups import GROUP, BestGroups
 
-_SCORES = 1 << 27
-"""Scores at a time of a gallery in memory: 512 MiB."""
+Rows: TypeAlias = Float[np.ndarray, "_ _"] | Float[np.ndarray, "_ _ _"]
+"""Embeddings [N, D], or views of each [N, V, D] that are summed; of any length."""
 
-_GROUP = 512
-"""Scores whose maximum is looked at first; the best are among the k best groups."""
+NAMES = ("gallery", "probes")
 
-_NOTHING = -2.0
-"""Below any cosine: of rows that are 0 (unreadable images) and of places unfilled."""
+PROBES = 2048
+"""Probes that are searched together."""
+
+_AHEAD = 4  # blocks in flight: the next is read while one is multiplied
+_SHORT, _LONG = 1e-20, 1e30  # squared lengths that float32 can be trusted with
+
+
+class Nearest(NamedTuple):
+    """Result of `search`.
+
+    Attributes:
+      scores: float64 [P, K], cosines to 12 decimals, falling; -inf where row is -1.
+      rows: int64 [P, K], rows of the gallery, of a tie the lower first; -1: no more.
+      blank_gallery: rows that are 0, images that could not be read; they match nothing.
+      blank_probes: the same of the probes; they find nothing.
+    """
+
+    scores: Float[np.ndarray, "P K"]
+    rows: Int[np.ndarray, "P K"]
+    blank_gallery: Int[np.ndarray, " _"]
+    blank_probes: Int[np.ndarray, " _"]
 
 
 def top_k(
-    gallery: Float[np.ndarray, "N D"] | Array,
-    probes: Float[np.ndarray, "P D"] | Array,
+    gallery: Rows, probes: Rows, k: int, *, block: int | None = None
+) -> tuple[Float[np.ndarray, "P K"], Int[np.ndarray, "P K"]]:
+    """Scores and rows of `search`."""
+    found = search(gallery, probes, k, block=block)
+    return found.scores, found.rows
+
+
+def search(
+    gallery: Rows,
+    probes: Rows,
     k: int,
     *,
-    block: int = 0,
-    unit: bool = False,
-) -> tuple[Float[np.ndarray, "P k"], Int[np.ndarray, "P k"]]:
-    """Cosines and rows of the k nearest gallery rows of each probe, best first.
-
-    Exact: every row is compared in float32; of equal scores the lower row comes first.
+    block: int | None = None,
+    names: tuple[str, str] = NAMES,
+) -> Nearest:
+    """The k gallery rows with the largest cosine to each probe.
 
     Args:
-      gallery: [N, D], any length; a memory map is read block by block. A jax array
-        stays where it is.
-      probes: [P, D].
-      k: at least 1; with fewer rows there are fewer columns.
-      block: rows at a time; 0 chooses.
-      unit: the gallery's rows have unit length already, all of them (saves a pass).
-
-    Returns:
-      (scores [P, min(k, N)], rows). A gallery row that is 0 is never found: its places
-      have row -1 and the score -2. A probe that is 0 finds nothing.
+      gallery: floats [N, D] or [N, V, D], also a memory map.
+      probes: [P, D] or [P, V, D].
+      k: neighbours of a probe; with k > N there are N.
+      block: rows read at a time; None: 4096 on a CPU, else 65536.
+      names: of gallery and probes, for errors.
 
     Raises:
-      ValueError: sizes do not fit, the gallery or the probes are empty, or k < 1.
+      ValueError: nothing to search, sizes that differ, NaN or infinity, or k < 1.
     """
-    check_sizes(gallery.shape, probes.shape, k)
-    count = gallery.shape[0]
-    here = isinstance(gallery, jax.Array)
-    k = min(k, count)
-    block = min(block or (max(_SCORES // len(probes), BLOCK) if here else BLOCK), count)
-    wanted = jnp.asarray(probes, jnp.float32)
-    lengths = jnp.linalg.norm(wanted, axis=1, keepdims=True)
-    wanted = jnp.where(lengths > 0, wanted / jnp.maximum(lengths, 1e-30), 0)
-    best = (
-        jnp.full((len(wanted), k), _NOTHING, jnp.float32),
-        jnp.full((len(wanted), k), -1, jnp.int32),
-    )
-    for first in range(0, count, block):
-        start = min(first, count - block)  # the last block overlaps the one before
-        rows = gallery
-        if block < count:
-            rows = _block(gallery, start, block) if here else gallery[start:][:block]
-        if not here:
-            rows = jnp.asarray(np.asarray(rows, np.float32))
-        best = _merged(best, wanted, rows, start, first, unit, start < first)
-    scores, rows = (np.array(x) for x in best)
-    empty = (scores <= _NOTHING) | (np.asarray(lengths) == 0)
-    scores[empty], rows[empty] = _NOTHING, -1
-    return scores, rows
+    check(gallery, probes, k, names)
+    if block is None:
+        block = 4096 if jax.default_backend() == "cpu" else 65536
+    elif block < 1:
+        raise ValueError(f"block is {block}, expected at least 1")
+    block = -(-min(block, len(gallery)) // GROUP) * GROUP
+    unit, blank_probes = unit_probes(probes, names[1])
+    scores = np.full((len(probes), min(k, len(gallery))), -np.inf)
+    rows = np.full(scores.shape, -1, np.int64)
+    blank = [np.zeros(0, np.int64)]
+    for start in range(0, len(unit), PROBES):
+        part = slice(start, start + PROBES)
+        pass_ = _Pass(gallery, unit[part], scores.shape[1], block, names[0])
+        scores[part], rows[part], blank = pass_.run()
+    scores[blank_probes] = -np.inf
+    rows[np.isneginf(scores)] = -1
+    return Nearest(scores, rows, np.concatenate(blank), blank_probes)
 
 
-def check_sizes(gallery: tuple[int, ...], probes: tuple[int, ...], k: int) -> None:
-    """Raises a ValueError unless a search is possible."""
-    if len(gallery) != 2 or len(probes) != 2 or gallery[1] != probes[1]:
+def check(
+    gallery: np.ndarray, probes: np.ndarray, k: int, names: tuple[str, str] = NAMES
+) -> None:
+    """Raises a ValueError where there is nothing to search, or sizes differ."""
+    for name, x in zip(names, (gallery, probes), strict=True):
+        if not (len(x) and x.shape[-1]):
+            raise ValueError(f"{name}: found {list(x.shape)}, expected 1 row or more")
+    if gallery.shape[-1] != probes.shape[-1]:
         raise ValueError(
-            f"gallery and probes are {list(gallery)} and {list(probes)}, expected "
-            "[N, D] and [P, D] of one D"
-        )
-    if not gallery[0] or not probes[0]:
-        raise ValueError(
-            f"{gallery[0]} gallery rows and {probes[0]} probes, expected some of both"
+            f"{names[1]}: found embeddings of {probes.shape[-1]} numbers, expected "
+            f"{gallery.shape[-1]} as in {names[0]}"
         )
     if k < 1:
         raise ValueError(f"k is {k}, expected at least 1")
 
 
-@functools.partial(jax.jit, static_argnames="block")
-def _block(gallery, start, block: int):
-    return jax.lax.dynamic_slice_in_dim(gallery, start, block)
+def read(x: Rows, index: slice | np.ndarray) -> Float[np.ndarray, "n D"]:
+    """Some rows, views summed, as they are stored or in float32, if that is more."""
+    rows = np.asarray(x[index])
+    if rows.ndim == 3 and rows.shape[1] == 1:
+        return rows[:, 0]
+    if rows.ndim == 3:
+        # Halves do not overflow, and doubles keep their digits.
+        return rows.sum(axis=1, dtype=np.promote_types(rows.dtype, np.float32))
+    return rows
 
 
-@functools.partial(jax.jit, static_argnames=("unit", "overlaps"))
-def _merged(best, probes, rows, start, first, unit: bool, overlaps: bool):
-    """The best of those so far and of a block; rows below `first` have been seen."""
-    k, count = best[0].shape[1], rows.shape[0]
-    rows = rows.astype(jnp.float32)
-    scores = jnp.matmul(probes, rows.T, precision=jax.lax.Precision.HIGHEST)
-    if not unit:
-        squares = jnp.sum(rows * rows, axis=1)
-        scores = scores * jax.lax.rsqrt(jnp.maximum(squares, 1e-30))[None, :]
-        scores = jnp.where(squares[None, :] > 0, scores, _NOTHING)
-    if overlaps:
-        known = start + jnp.arange(count) >= first
-        scores = jnp.where(known[None, :], scores, _NOTHING)
-    found, places = _exact_top_k(scores, min(k, count))
-    both = jnp.concatenate([best[0], found], axis=1)
-    names = jnp.concatenate([best[1], (start + places).astype(jnp.int32)], axis=1)
-    kept, order = jax.lax.top_k(both, k)
-    return kept, jnp.take_along_axis(names, order, axis=1)
+def unit_probes(
+    probes: Rows, name: str
+) -> tuple[Float[np.ndarray, "P D"], Int[np.ndarray, " _"]]:
+    """Probes of length 1 in float64, and those that are 0."""
+    unit, zero = unit_rows_at(probes, np.arange(len(probes)), name)
+    return unit, np.flatnonzero(zero)
 
 
-def _exact_top_k(scores, k: int):
-    """`jax.lax.top_k` along rows; only groups that can matter are sorted."""
-    probes, count = scores.shape
-    groups = count // _GROUP
-    if groups <= 2 * k:
-        return jax.lax.top_k(scores, k)
-    whole = groups * _GROUP
-    grouped = scores[:, :whole].reshape(probes, groups, _GROUP)
-    _, chosen = jax.lax.top_k(jnp.max(grouped, axis=2), k)
-    chosen = jnp.sort(chosen, axis=1)  # so that lower rows come first among equals
-    values = jnp.take_along_axis(grouped, chosen[:, :, None], axis=1)
-    places = chosen[:, :, None] * _GROUP + jnp.arange(_GROUP)
-    values, places = values.reshape(probes, -1), places.reshape(probes, -1)
-    if whole < count:
-        values = jnp.concatenate([values, scores[:, whole:]], axis=1)
-        rest = jnp.broadcast_to(jnp.arange(whole, count), (probes, count - whole))
-        places = jnp.concatenate([places, rest], axis=1)
-    best, order = jax.lax.top_k(values, k)
-    return best, jnp.take_along_axis(places, order, axis=1)
-
-
-def with_faiss(
-    gallery: Float[np.ndarray, "N D"], probes: Float[np.ndarray, "P D"], k: int
-) -> tuple[Float[np.ndarray, "P k"], Int[np.ndarray, "P k"]]:
-    """As `top_k` by an HNSW index of FAISS: approximate, and quick for many probes.
+def unit_rows_at(
+    x: Rows, rows: Int[np.ndarray, " n"], name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows in float64 with length 1 [n, D], and which are 0 [n].
 
     Raises:
-      ValueError: FAISS is not installed, or sizes do not fit.
+      ValueError: one holds NaN or infinity.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            import faiss
-    except ImportError:
+    unit = read(x, rows).astype(np.float64)
+    largest = np.abs(unit).max(axis=1, keepdims=True)  # squares must not overflow
+    bad = np.flatnonzero(~np.isfinite(largest[:, 0]))
+    if len(bad):
         raise ValueError(
-            "--index faiss needs the package faiss-cpu: pip install -e '.[search]'"
-        ) from None
-    check_sizes(gallery.shape, probes.shape, k)
+            f"{name}: row {rows[bad[0]]} holds NaN or infinity, expected numbers "
+            "(rows count from 0)"
+        )
+    zero = largest == 0
+    unit /= np.where(zero, 1, largest)
+    unit /= np.where(zero, 1, np.linalg.norm(unit, axis=1, keepdims=True))
+    return unit, zero[:, 0]
 
-    def unit(x):
-        x = np.array(x, np.float32)
-        lengths = np.linalg.norm(x, axis=1, keepdims=True)
-        return x / np.maximum(lengths, 1e-30)
 
-    index: Any = faiss.IndexHNSWFlat(gallery.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efSearch = max(64, 4 * k)
-    index.add(unit(gallery))
-    scores, rows = index.search(unit(probes), min(k, len(gallery)))
-    return np.where(rows < 0, _NOTHING, scores), rows
+def score_rows(
+    gallery: Rows,
+    probe: Float[np.ndarray, " D"],
+    rows: Int[np.ndarray, " n"],
+    k: int,
+) -> tuple[Float[np.ndarray, " K"], Int[np.ndarray, " K"]]:
+    """The k best of some rows, which rise, by cosines in float64; see `Nearest`."""
+    unit, zero = unit_rows_at(gallery, rows, "gallery")
+    cos = np.where(zero, -np.inf, np.round(np.einsum("nd,d->n", unit, probe), 12))
+    order = np.argsort(-cos, kind="stable")[:k]
+    missing = (0, k - len(order))
+    return (
+        np.pad(cos[order], missing, constant_values=-np.inf),
+        np.pad(rows[order], missing, constant_values=-1),
+    )
+
+
+@jax.jit
+def _best_of_groups(
+    probes: Float[Array, "P D"], rows: Float[Array, "b D"]
+) -> tuple[Float[Array, "groups P"], Float[Array, " b"]]:
+    """Largest cosine of each group of rows, and all squared lengths.
+
+    Rows whose length float32 cannot square get -inf.
+    """
+    rows = rows.astype(jnp.float32)
+    product = jnp.matmul(rows, probes.T, precision=jax.lax.Precision.HIGHEST)
+    square = jnp.sum(rows * rows, axis=1)
+    usual = (square > _SHORT) & (square < _LONG)
+    scale = 1 / jnp.sqrt(jnp.where(usual, square, 1))
+    scores = jnp.where(usual[:, None], product * scale[:, None], -jnp.inf)
+    return scores.reshape(-1, GROUP, len(probes)).max(axis=1), square
+
+
+class _Pass:
+    """One pass over the gallery, for up to `PROBES` unit probes [P, D] in float64."""
+
+    def __init__(self, gallery: Rows, unit: np.ndarray, k: int, block: int, name: str):
+        self._gallery, self._unit, self._k = gallery, unit, k
+        self._block, self._name = block, name
+        single = jnp.asarray(unit.astype(np.float32))
+        self._multiply = functools.partial(_best_of_groups, single)
+        # Of D rounded products, their sum and the scaling, and twice that: see above.
+        slack = 2 * (unit.shape[1] + 8) * 2.0**-24
+        self._groups = BestGroups(len(unit), k, slack)
+        self._blank = [np.zeros(0, np.int64)]
+
+    def run(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Scores [P, k], rows [P, k] and the gallery rows that are 0."""
+        flight: collections.deque = collections.deque()
+        for start in range(0, len(self._gallery), self._block):
+            # Aligned float32 on a CPU, as in a .npy, is not even copied.
+            rows = jax.device_put(self._padded(start), may_alias=True)
+            flight.append((start, *self._multiply(rows)))
+            if len(flight) > _AHEAD:
+                self._land(*flight.popleft())
+        while flight:
+            self._land(*flight.popleft())
+        scores = np.empty((len(self._unit), self._k))
+        rows = np.empty(scores.shape, np.int64)
+        chosen, crowded = self._groups.choose()
+        for probe in np.flatnonzero(~crowded):
+            near = (chosen[probe][:, None] * GROUP + np.arange(GROUP)).ravel()
+            near = near[near < len(self._gallery)]
+            scores[probe], rows[probe] = score_rows(
+                self._gallery, self._unit[probe], near, self._k
+            )
+        if crowded.any():
+            scores[crowded], rows[crowded] = self._score_all(self._unit[crowded])
+        return scores, rows, self._blank
+
+    def _padded(self, start: int) -> Float[np.ndarray, "b D"]:
+        """A block; the last one with zeros, so that one program does."""
+        rows = read(self._gallery, slice(start, start + self._block))
+        if rows.dtype == np.float64:
+            with np.errstate(over="ignore"):  # what becomes infinite is looked at again
+                rows = rows.astype(np.float32)
+        if len(rows) == self._block:
+            return rows
+        return np.pad(rows, ((0, self._block - len(rows)), (0, 0)))
+
+    def _land(self, start: int, largest, square) -> None:
+        """Takes a block's result; rows of unusual length are looked at with care."""
+        square = np.asarray(square)[: len(self._gallery) - start]
+        odd = np.flatnonzero(~((square > _SHORT) & (square < _LONG)))
+        if len(odd):
+            careful, zero = unit_rows_at(self._gallery, start + odd, self._name)
+            self._blank.append(start + odd[zero])
+            if not zero.all():
+                rows = self._padded(start).astype(np.float32)
+                rows[odd] = careful
+                largest, _ = self._multiply(jnp.asarray(rows))
+        self._groups.add(start // GROUP, np.asarray(largest))
+
+    def _score_all(self, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of all rows, in float64, of each probe."""
+        scores = np.full((len(unit), self._k), -np.inf)
+        rows = np.full(scores.shape, -1)
+        for start in range(0, len(self._gallery), self._block):
+            stop = min(start + self._block, len(self._gallery))
+            number = np.arange(start, stop)
+            part, zero = unit_rows_at(self._gallery, number, self._name)
+            cos = np.where(zero, -np.inf, np.round(unit @ part.T, 12))
+            # Rows come in order, so of a tie the earlier one stays.
+            better = cos > scores[:, -1:]
+            for probe in np.flatnonzero(better.any(axis=1)):
+                new = np.flatnonzero(better[probe])
+                joined = np.concatenate([scores[probe], cos[probe, new]])
+                order = np.argsort(-joined, kind="stable")[: self._k]
+                scores[probe] = joined[order]
+                rows[probe] = np.concatenate([rows[probe], start + new])[order]
+        return scores, rows

@@ -1,7 +1,18 @@
-"""Embeddings in Parquet: `id` (string) and `embedding` (list of D float32)."""
+"""Embeddings as Parquet, by row groups: what data frames and vector databases read.
 
-import importlib.util
-from collections.abc import Mapping, Sequence
+    id         string
+    embedding  fixed-size list of float32, D of them
+
+The schema's metadata hold one JSON text under `hyperface_jax`. Needs pyarrow (extra
+`parquet`), which is imported when a file is opened.
+
+Letters: N rows, D dimensions.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,72 +22,156 @@ from jaxtyping import Float
 
 from hyperface_jax import workdir
 
-_ROW_GROUP = 1 << 16
+ROWS = 65536
+"""Rows of a group."""
 
-
-def check_installed() -> None:
-    """Raises a ValueError that names the extra unless pyarrow is there."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ValueError("Parquet needs pyarrow: pip install -e '.[parquet]'")
+_KEY = b"hyperface_jax"
 
 
 def write_parquet(
-    path: Path,
+    path: str | os.PathLike,
     ids: Sequence[str],
     embeddings: Float[np.ndarray, "N D"],
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a file, whole or not at all, in groups of 65 536 rows."""
-    check_installed()
-    import pyarrow as pa
+    """Writes a file, whole or not at all.
+
+    Args:
+      path: to write to.
+      ids: of the rows [N].
+      embeddings: [N, D], also a memory map; written as float32.
+      metadata: of the file, anything that JSON takes.
+
+    Raises:
+      ValueError: ids or shape do not fit, or the file cannot be written.
+    """
+    if embeddings.ndim != 2 or not embeddings.shape[1]:
+        raise ValueError(f"{path}: found {list(embeddings.shape)}, expected [N, D]")
+    if len(ids) != len(embeddings):
+        raise ValueError(f"{path}: {len(ids)} ids for {len(embeddings)} embeddings")
+    pa = pyarrow()
+    size = embeddings.shape[1]
+
+    def groups() -> Iterator[Mapping[str, Any]]:
+        for start in range(0, len(ids), ROWS):
+            part = np.asarray(embeddings[start : start + ROWS], np.float32)
+            yield {
+                "id": pa.array(ids[start : start + ROWS], pa.string()),
+                "embedding": pa.FixedSizeListArray.from_arrays(
+                    pa.array(part.ravel()), size
+                ),
+            }
+
+    types = {"id": pa.string(), "embedding": pa.list_(pa.float32(), size)}
+    write_table(path, types, groups(), metadata)
+
+
+def write_table(
+    path: str | os.PathLike,
+    types: Mapping[str, Any],
+    groups: Iterator[Mapping[str, Any]],
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes columns, group by group; the file is whole or absent.
+
+    Args:
+      path: to write to.
+      types: column -> type of Arrow.
+      groups: column -> values, of each row group.
+      metadata: of the file.
+    """
+    pa = pyarrow()
     import pyarrow.parquet as pq
 
-    dim = embeddings.shape[1]
-    schema = pa.schema(
-        [("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))],
-        metadata=dict(metadata),
-    )
-    with (
-        workdir.whole_file(epath.Path(path), "wb") as file,
-        pq.ParquetWriter(file, schema) as writer,
-    ):
-        for start in range(0, len(ids), _ROW_GROUP):
-            rows = np.asarray(embeddings[start : start + _ROW_GROUP], np.float32)
-            values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), dim)
-            names = pa.array(list(ids[start : start + _ROW_GROUP]), pa.string())
-            writer.write_table(pa.table([names, values], schema=schema))
+    text = json.dumps(dict(metadata or {})).encode()
+    schema = pa.schema(list(types.items()), metadata={_KEY: text})
+    try:
+        with (
+            workdir.whole_file(epath.Path(path), "wb") as file,
+            pq.ParquetWriter(file, schema) as writer,
+        ):
+            for group in groups:
+                writer.write_table(pa.table(dict(group), schema=schema))
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: cannot be written ({error})") from None
 
 
 def read_parquet(
-    path: Path,
-) -> tuple[tuple[str, ...], Float[np.ndarray, "N D"], dict[str, str]]:
-    """(ids, embeddings, metadata) of a file of `write_parquet` or one like it.
+    path: str | os.PathLike,
+) -> tuple[tuple[str, ...], Float[np.ndarray, "N D"], dict[str, Any]]:
+    """Ids, float32 embeddings [N, D] and metadata.
+
+    Lists of any float, and of no fixed size, are read too if all have one size.
 
     Raises:
-      ValueError: it cannot be read, or lacks a column; one line.
+      ValueError: no such file or columns, sizes that differ, or something missing.
     """
-    check_installed()
-    import pyarrow as pa
+    pa = pyarrow()
     import pyarrow.parquet as pq
 
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: not found, expected a Parquet file")
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if not {"id", "embedding"} <= set(names):
-                raise ValueError(f"columns {names}, expected 'id' and 'embedding'")
-            table: Any = file.read(["id", "embedding"])
-    except (OSError, pa.ArrowException, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: cannot be read ({reason})") from None
-    flat = table["embedding"].combine_chunks()
-    fixed = pa.types.is_fixed_size_list(flat.type)
-    lengths = set() if fixed else {len(row) for row in flat}
-    if len(lengths) > 1:
-        raise ValueError(f"{path}: embeddings of sizes {sorted(lengths)}, expected one")
-    values = np.asarray(flat.flatten(), np.float32)
-    metadata = table.schema.metadata or {}
-    facts = {
-        k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"
-    }
-    ids = tuple(str(name) for name in table["id"].to_pylist())
-    return ids, values.reshape(len(ids), -1), facts
+        with contextlib.closing(pq.ParquetFile(path)) as file:
+            return _read(path, file, pa)
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def _read(path, file, pa):
+    schema = file.schema_arrow
+    if missing := [name for name in ("id", "embedding") if name not in schema.names]:
+        raise ValueError(
+            f"{path}: found columns {', '.join(schema.names)}, expected "
+            f"{' and '.join(missing)}, too"
+        )
+    kind = schema.field("embedding").type
+    fixed = pa.types.is_fixed_size_list(kind)
+    some_list = fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not (some_list and pa.types.is_floating(kind.value_type)):
+        raise ValueError(f"{path}: embedding is {kind}, expected a list of floats")
+    ids: list[str] = []
+    size: int | None = kind.list_size if fixed else None
+    embeddings = np.empty((0, size or 0), np.float32)
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=["id", "embedding"])
+        column = table["embedding"].combine_chunks()
+        if table["id"].null_count or column.null_count:
+            raise ValueError(f"{path}: row group {group} lacks ids or embeddings")
+        if not fixed and len(column):
+            sizes = column.value_lengths().to_numpy(zero_copy_only=False)
+            size = int(sizes[0]) if size is None else size
+            other = np.flatnonzero(sizes != size)
+            if len(other):
+                raise ValueError(
+                    f"{path}: row {len(ids) + other[0]} has {sizes[other[0]]} numbers, "
+                    f"expected {size} as in row 0"
+                )
+        values = column.flatten()
+        if values.null_count:
+            raise ValueError(f"{path}: row group {group} has embeddings with gaps")
+        if len(embeddings) == 0:
+            embeddings = np.empty((file.metadata.num_rows, size or 0), np.float32)
+        part = values.to_numpy(zero_copy_only=False).reshape(len(column), size or 0)
+        embeddings[len(ids) : len(ids) + len(part)] = part
+        ids.extend(map(str, table["id"].to_pylist()))
+    text = (schema.metadata or {}).get(_KEY, b"{}")
+    try:
+        metadata = json.loads(text)
+    except ValueError:
+        metadata = {}
+    return tuple(ids), embeddings, metadata
+
+
+def pyarrow() -> Any:
+    """The library, or one line on how to get it."""
+    try:
+        import pyarrow as found
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(
+            "Parquet needs pyarrow: pip install 'hyperface_jax[parquet]'"
+        ) from None
+    return found

@@ -1,13 +1,8 @@
-"""What `embed` and `search` cost beside the work that nobody can save.
+"""What `embed` costs beside the work that nobody can save.
 
-    python benchmarks/using.py search
-    python benchmarks/using.py embed
+    python benchmarks/embedding.py
 
-`search`: the exact top 10 of 100 probes among 1 000 000 embeddings of 512 numbers,
-beside the product of the two matrices alone, on the same arrays, both compiled, medians
-of interleaved repetitions. Twice: rows of any length, and rows of unit length.
-
-`embed`: the command `hyperface_jax.embed` on JPEG files (reading, decoding, checking,
+The command `hyperface_jax.embed` on JPEG files (reading, decoding, checking,
 both views, writing) with IResNet-18 at 112x112, beside the bare compiled forward pass
 of as many images that are on the device already, in one process.
 """
@@ -28,7 +23,6 @@ from PIL import Image
 
 from hyperface_jax import embed, model, model_card, workdir
 from hyperface_jax.backbones import create_backbone
-from hyperface_jax.evaluation import nearest
 from hyperface_jax.evaluation.embed import make_embed_fn
 
 
@@ -46,28 +40,6 @@ def interleaved(works: dict[str, Callable[[], object]], repeats: int) -> dict:
         for name, work in works.items():
             times[name].append(seconds(work))
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def search(rows: int, dim: int, probes: int, k: int, repeats: int) -> dict:
-    key = jax.random.key(0)
-    gallery = jax.random.normal(key, (rows, dim))
-    gallery = gallery / jnp.linalg.norm(gallery, axis=1, keepdims=True)
-    wanted = gallery[:probes] + 0.1 * jax.random.normal(key, (probes, dim))
-
-    @jax.jit
-    def product(a, b):
-        return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
-
-    found = interleaved(
-        {
-            "matrix product": lambda: product(wanted, gallery),
-            "search": lambda: nearest.top_k(gallery, wanted, k),
-            "search, unit rows": lambda: nearest.top_k(gallery, wanted, k, unit=True),
-        },
-        repeats,
-    )
-    base = found["matrix product"]
-    return found | {f"{n} / product": t / base for n, t in found.items() if t != base}
 
 
 def embedding(count: int, batch: int, repeats: int) -> dict:
@@ -122,16 +94,11 @@ def embedding(count: int, batch: int, repeats: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["search", "embed"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--batch", type=int, default=64)
     a = parser.parse_args()
-    if a.what == "search":
-        found = search(a.rows, 512, 100, 10, a.repeats)
-    else:
-        found = embedding(a.images, a.batch, a.repeats)
+    found = embedding(a.images, a.batch, a.repeats)
     print(json.dumps(found | {"versions": workdir.versions()}, indent=1))
 
 
