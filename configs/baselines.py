@@ -47,6 +47,8 @@ def get_config(arg: str | None = None):
     if values["loss"] == "ga_softmax":
         config.optimizer.backbone.clip_norm = 5.0  # its official config clips
         config.optimizer.prototypes.clip_norm = 5.0
+    if values["loss"] == "plain_softmax":
+        config.head.loss_weight = 1.0  # there is no s to divide it by
     if values["loss"] == "sphereface_2017":
         config.head.norm = "nfn"
         config.head.annealing = True
