@@ -200,6 +200,7 @@ def _facts(run: Experiment) -> dict[str, Any]:
             "fingerprint": run.train_set.fingerprint,
             "identities": run.train_set.num_classes,
             "images": len(run.train_set),
+            "licence": run.train_set.licence,
         },
         "versions": workdir.versions(),
     }

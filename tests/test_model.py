@@ -128,6 +128,7 @@ def test_a_workdir_is_a_model_without_its_data(run, tmp_path):
     assert found.image_size == 32
     assert found.card["training"]["steps"] == 4
     assert found.card["training"]["identities"] == 9
+    assert found.card["training"]["licence"] == model_card.UNKNOWN
     assert found.card["evaluation"]
     assert found.embed(images(2)).shape == (2, 16)
     card = json.loads((work / model_card.JSON).read_text())

@@ -175,6 +175,8 @@ def test_rejections_duplicates_and_card(tmp_path):
         *("--exclude", folder / dataset_card.DUPLICATES),
     )
     assert len(opened(tmp_path, config="clean")) == 11
+    assert opened(tmp_path, config="clean").licence == ""
+    assert faces.licence == "research only"  # goes into the card of a model
     # From a prepared set another one can be prepared.
     run("--source", folder, "--data_dir", tmp_path, "--config", "again")
     same_batches(faces, opened(tmp_path, config="again"))

@@ -39,7 +39,7 @@ def card(
         f"# {name}",
         "",
         f"- Source: {source}",
-        f"- Licence: {license_text or 'not stated by whoever prepared it'}",
+        f"{prepared.LICENCE_LINE}{license_text or prepared.NO_LICENCE}",
         f"- Prepared: {today:%Y-%m-%d}, version {VERSION}",
         f"- Identities: {len(counts):,}",
         f"- Images: {len(facts.labels):,} ({facts.num_bytes:,} bytes)",

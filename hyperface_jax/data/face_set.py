@@ -31,6 +31,7 @@ class FaceSet:
       gallery: rows of `source` of a gallery, one a person; empty if there is none.
       probes: rows of `source` to look for in the gallery.
       rejected: id -> reason, of records that were left out when the set was opened.
+      licence: as whoever prepared it stated; "" where nobody did.
     """
 
     name: str
@@ -44,6 +45,7 @@ class FaceSet:
     gallery: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
     probes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
     rejected: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    licence: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -150,4 +152,5 @@ def concatenate(sets: Sequence[FaceSet]) -> FaceSet:
         rejected={
             f"{k}/{name}": why for k in each for name, why in sets[k].rejected.items()
         },
+        licence=" + ".join(dict.fromkeys(s.licence for s in sets if s.licence)),
     )

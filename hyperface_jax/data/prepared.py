@@ -29,6 +29,8 @@ LABELS = "labels.npy"
 IDENTITIES = "identities.txt"
 REJECTED = "rejected.tsv"
 CARD = "card.md"
+LICENCE_LINE = "- Licence: "
+NO_LICENCE = "not stated by whoever prepared it"
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -86,9 +88,21 @@ def open_split(builder: Any, split: str) -> FaceSet:
         pairs=Pairs.from_json(facts["pairs"]) if "pairs" in facts else None,
         gallery=np.asarray(facts.get("gallery", []), int),
         probes=np.asarray(facts.get("probes", []), int),
+        licence=_licence(folder),
     )
     # Pairs, gallery and probes are rows of the source: they do not move.
     return drop_empty(faces)
+
+
+def _licence(folder: epath.Path) -> str:
+    """What the card says; "" without a card, or where nobody stated one."""
+    if not (folder / CARD).exists():
+        return ""
+    for line in (folder / CARD).read_text().splitlines():
+        if line.startswith(LICENCE_LINE):
+            stated = line.removeprefix(LICENCE_LINE)
+            return "" if stated == NO_LICENCE else stated
+    return ""
 
 
 def _labels(
