@@ -13,7 +13,7 @@ from hyperface_jax import adaptive, family, regularizers, schedules, sharding
 from hyperface_jax import margins as margins_lib
 from hyperface_jax.classifier import Carried, Head
 
-pytestmark = pytest.mark.core
+core = pytest.mark.core  # also on jax 0.11; meshes are there in test_streaming
 
 B, C, ROWS, D = 12, 13, 16, 6
 SCALE = 9.0
@@ -85,6 +85,7 @@ def frozen_of(name, head, x, y, w):
     return reference.freeze(name, x, y, w[:C], s=SCALE, memory=memory, drawn=drawn)
 
 
+@core
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", [*SOFTMAX, "uniface"])
 def test_loss_and_gradients_are_the_formula(name):
@@ -170,6 +171,7 @@ def test_chunks_and_meshes_equal_one_device(name):
     )
 
 
+@core
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("form", ["c", "a", "m"])
 def test_sphereface2_through_the_head_is_the_official_one(form, shared):
@@ -195,6 +197,7 @@ def test_sphereface2_through_the_head_is_the_official_one(form, shared):
     np.testing.assert_allclose(head.trained()["bias"], bias, rtol=1e-5)
 
 
+@core
 @pytest.mark.usefixtures("float64")
 def test_sphereface_plus_is_the_official_one(shared):
     oracle = np.load(shared("oracles/heads.npz"))
@@ -237,6 +240,7 @@ def test_energy_of_one_class_is_zero_and_of_equal_vectors_finite():
     assert np.isfinite(slope).all()
 
 
+@core
 def test_adaface_keeps_its_memory_by_the_rule():
     """Examples of weight 0 are not seen; a batch of one keeps the deviation."""
     memory = {"norm_mean": jnp.float32(20), "norm_deviation": jnp.float32(100)}
@@ -269,6 +273,7 @@ def test_elastic_plus_gives_the_smallest_margin_to_the_nearest():
     assert np.argsort(margins).tolist() == np.argsort(-cos).tolist()
 
 
+@core
 def test_vpl_mixes_in_what_it_has_seen_lately():
     constants = {"share": 0.5, "start": 2, "recent": 3}
     head = Head(
