@@ -90,9 +90,9 @@ def export(arguments: argparse.Namespace) -> Path:
 
 def write_onnx(made: Model, path: Path) -> float:
     """Writes and runs it; returns the relative error of its embeddings."""
-    import onnx
-    import onnxruntime
-    from jax2onnx import to_onnx
+    import onnx  # pyright: ignore[reportMissingImports]
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+    from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
 
     size = made.image_size
     (batch,) = jax.export.symbolic_shape("B")
