@@ -116,6 +116,7 @@ def evaluate_files(arguments: argparse.Namespace) -> list[ProtocolResult]:
         workdir.create(a.out),
         results,
         title="Evaluation of " + ", ".join(test.name for test in tests),
+        model=", ".join(Path(path).stem for path in a.embeddings),
         summary={
             test.name: path for test, path in zip(tests, a.embeddings, strict=True)
         },
@@ -181,6 +182,7 @@ def _with_model(
         out,
         results,
         title=f"Evaluation of {a.workdir}",
+        model=made.network["name"],
         summary={"Backbone": made.network["name"], "Weights": made.fingerprint},
         pictures=a.hardest > 0,
     )

@@ -19,6 +19,7 @@ def write_outputs(
     results: Sequence[ProtocolResult],
     *,
     title: str,
+    model: str,
     summary: Mapping[str, str],
     step: int | None = None,
     config: Mapping[str, Any] | None = None,
@@ -33,6 +34,7 @@ def write_outputs(
       folder: exists.
       results: of the protocols.
       title: of the report.
+      model: name of the row in the tables.
       summary: facts for its head.
       step: of the checkpoint; None for embeddings from elsewhere.
       config: resolved; None leaves it out.
@@ -54,8 +56,10 @@ def write_outputs(
         },
     )
     _write_scores(folder, results)
-    workdir.write_text(folder / workdir.TABLE_MD, report_tables.markdown(results))
-    workdir.write_text(folder / workdir.TABLE_TEX, report_tables.latex(results))
+    workdir.write_text(
+        folder / workdir.TABLE_MD, report_tables.markdown(results, model)
+    )
+    workdir.write_text(folder / workdir.TABLE_TEX, report_tables.latex(results, model))
     report.write_report(
         folder / workdir.REPORT,
         title=title,

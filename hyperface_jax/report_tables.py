@@ -43,18 +43,18 @@ def columns(results: Sequence[ProtocolResult]) -> list[tuple[str, str, str]]:
     return found
 
 
-def markdown(results: Sequence[ProtocolResult]) -> str:
-    """A table of one row."""
+def markdown(results: Sequence[ProtocolResult], model: str) -> str:
+    """A table of one row, which `model` names."""
     found = columns(results)
     if not found:
         return "No protocol of a paper's table was run.\n"
     head = " | ".join(f"{name}<br>{heading}" for name, heading, _ in found)
     rule = " | ".join("---:" for _ in found)
     row = " | ".join(value for _, _, value in found)
-    return f"| {head} |\n| {rule} |\n| {row} |\n"
+    return f"| model | {head} |\n|---| {rule} |\n| {model} | {row} |\n"
 
 
-def latex(results: Sequence[ProtocolResult]) -> str:
+def latex(results: Sequence[ProtocolResult], model: str) -> str:
     """A tabular with booktabs' rules; column heads span the columns of a set."""
     found = columns(results)
     if not found:
@@ -73,12 +73,12 @@ def latex(results: Sequence[ProtocolResult]) -> str:
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
-            rf"\begin{{tabular}}{{{'r' * len(found)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(found)}}}",
             r"\toprule",
-            rf"{heads} \\",
-            rf"{second} \\",
+            rf"& {heads} \\",
+            rf"model & {second} \\",
             r"\midrule",
-            rf"{row} \\",
+            rf"{_escape(model)} & {row} \\",
             r"\bottomrule",
             r"\end{tabular}",
             "",

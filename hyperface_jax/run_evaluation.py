@@ -131,6 +131,7 @@ def report_run(
         folder,
         results,
         title=f"{c.head.loss} on {run.train_set.name}",
+        model=f"{c.head.loss}, {c.head.norm}, {c.backbone.name}",
         summary=_summary(run, state, best_step, training),
         step=int(state.step),
         config=c.to_dict(),

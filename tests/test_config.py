@@ -128,7 +128,7 @@ def changed(**updates):
 @pytest.mark.parametrize(
     ("updates", "message"),
     [
-        ({"head__loss": "arcfase"}, "head.loss is 'arcfase', expected one of plain"),
+        ({"head__loss": "arcfase"}, "head.loss is 'arcfase', expected one of 31"),
         ({"head__scale": "big"}, "head.scale is 'big', expected 'auto', 'paper' or"),
         ({"head__scale": "-3"}, "head.scale is '-3', expected 'auto', 'paper' or"),
         ({"data__image_size": 60}, "data.image_size is 60, expected a multiple of 16"),
@@ -156,7 +156,7 @@ def changed(**updates):
             "eval.checkpoint is 'newest', expected",
         ),
         ({"eval__protocols": ("ijbz",)}, "eval.protocols has 'ijbz', expected some of"),
-        ({"backbone__name": "resnet"}, "backbone.name is 'resnet', expected one of"),
+        ({"backbone__name": "resnet"}, "backbone.name is 'resnet', expected one of 31"),
     ],
 )
 def test_validation_names_the_key(updates, message):

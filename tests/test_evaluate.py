@@ -192,9 +192,13 @@ def test_several_sets_and_their_combination(tmp_path, lfw):
     ]
     assert len(results[2].scores) == 80
     assert results[2].note == "pairs of lfw, agedb_30"
-    table = report_tables.markdown(results)
-    assert table.splitlines()[0].startswith("| lfw<br>k-fold acc. | agedb_30<br>k-fold")
+    table = report_tables.markdown(results, "ours")
+    assert table.splitlines()[0].startswith("| model | lfw<br>k-fold acc. | agedb_")
     assert len({line.count("|") for line in table.splitlines()}) == 1
+    assert table.splitlines()[2].startswith("| ours | ")
+    tex = (tmp_path / "out" / "results.tex").read_text()
+    assert r"\begin{tabular}{lrrr}" in tex
+    assert r"lfw, lfw & " in tex
 
 
 def folder_with_pairs(tmp_path):

@@ -1,6 +1,7 @@
 """Every key with its default and its meaning, and the string argument of a file."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -30,6 +31,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 LOSSES = classifier.LOSSES
 PROTOCOLS = tuple(protocols.PROTOCOLS)
+
+
+def expected(value: object, legal: Iterable[str]) -> str:
+    """What an error says of an unknown word: all legal ones, or of many the nearest."""
+    words = list(legal)
+    near = difflib.get_close_matches(str(value), words, n=4, cutoff=0.5)
+    if len(words) <= 16 or not near:
+        return f"expected one of {', '.join(words)}"
+    return f"expected one of {len(words)} words, nearest are {', '.join(near)}"
 
 
 def default_config() -> Config:
@@ -223,8 +233,8 @@ def parse_arg(arg: str | None, **choices: tuple[str, ...]) -> dict[str, str]:
             )
         if value not in choices[key]:
             raise ValueError(
-                f"config argument {key}={value!r} is unknown, expected one of "
-                f"{', '.join(choices[key])}"
+                f"config argument {key}={value!r} is unknown, "
+                + expected(value, choices[key])
             )
         values[key] = value
     return values

@@ -15,7 +15,7 @@ from hyperface_jax import (
     sharding,
 )
 from hyperface_jax.backbones import BACKBONES, DTYPES
-from hyperface_jax.config.keys import PROTOCOLS, Config, flatten
+from hyperface_jax.config.keys import PROTOCOLS, Config, expected, flatten
 from hyperface_jax.data.caching import CACHES
 from hyperface_jax.data.datasets import DATASETS
 from hyperface_jax.data.orders import SAMPLERS
@@ -105,9 +105,7 @@ def validate(config: Config) -> None:
     flat = flatten(config)
     for key, legal in _CHOICES.items():
         if flat[key] not in legal:
-            raise ValueError(
-                f"{key} is {flat[key]!r}, expected one of {', '.join(legal)}"
-            )
+            raise ValueError(f"{key} is {flat[key]!r}, {expected(flat[key], legal)}")
     for key in _POSITIVE:
         if not flat[key] > 0:
             raise ValueError(f"{key} is {flat[key]}, expected a positive number")
