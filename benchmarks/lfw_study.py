@@ -33,7 +33,7 @@ def network_scores(folder: Path) -> dict[str, np.ndarray]:
     if not cache.exists():
         run, state, _, _ = run_evaluation.open_workdir(None, folder)
         (test,) = run.evaluation_sets
-        found = run_evaluation.embed_test_set(run, state, test, Options())
+        found = run_evaluation.embedder_of(run, state).embed(test, Options())
         dev, pairs = test.dev_pairs, test.pairs
         np.savez(
             cache,

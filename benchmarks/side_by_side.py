@@ -184,9 +184,8 @@ def measure(run: experiment.Experiment, state) -> tuple[dict, dict[str, np.ndarr
     wanted = np.unique(
         np.concatenate([strangers, test.open_set_rows, dev.first, dev.second])
     )
-    found = run_evaluation.embed_test_set(
-        run, state, dataclasses.replace(test, open_set_rows=wanted), Options()
-    )
+    asked = dataclasses.replace(test, open_set_rows=wanted)
+    found = run_evaluation.embedder_of(run, state).embed(asked, Options())
     found = dataclasses.replace(found, data=test)
     scores, of_all, of_dev = (found.scores(p) for p in (pairs, every, dev))
     threshold = verification.choose_threshold(of_dev, dev.is_genuine)

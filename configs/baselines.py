@@ -99,6 +99,7 @@ def _adaface(config):
     config.backbone.dropout = 0.4
     config.head.scale = "64"
     config.head.prototype_norm = "differentiate"
+    config.head.prototype_init = "unit"
     config.optimizer.backbone.decay_mask = "matrices"
     config.augment.crop = 0.2
     config.augment.low_resolution = 0.2

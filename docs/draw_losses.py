@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from hyperface_jax import adaptive, family, margins
+from hyperface_jax import adaptive, classifier, family, margins
 from hyperface_jax.classifier import LOSSES, PLAIN_SOFTMAX
 from hyperface_jax.config import default_config
 from hyperface_jax.margins import MarginContext
 from hyperface_jax.plots import GENUINE, GREY, IMPOSTOR, INK
 
 HERE = Path(__file__).resolve().parent
+CLASSES = 85_742  # of MS1MV2, with which most s were published
 
 # ψ, then η where it is not the cosine, then what else is in the loss.
 FORMULAS = {
@@ -147,12 +148,26 @@ def row(name: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def published_factors() -> str:
+    """From the smallest to the largest, of the losses that have an s."""
+    found = []
+    for name in family.NAMES:
+        member = family.member(name)
+        if member.scale and not member.own_scale:
+            margin = member.margin
+            least = margins.minimum_scale(margin, margin.default, CLASSES)
+            found.append((member.scale / least, name))
+    (low, first), (high, last) = min(found), max(found)
+    return f"{low:.1f} (`{first}`) to {high:.1f} (`{last}`)"
+
+
 def refused(norm: str = "hfn", interclass_filter: float = 0, rate: float = 1) -> str:
     """Losses that have no form for a setting."""
     found = []
-    for name in family.NAMES:
+    for name in classifier.LOSSES:
         try:
-            family.member(name).check(name, norm, interclass_filter, rate)
+            member = classifier.member_of(name)
+            classifier.check_settings(name, member, norm, interclass_filter, rate)
         except ValueError:
             found.append(f"`{name}`")
     return ", ".join(found)
@@ -180,8 +195,8 @@ other class j, θ the angle between embedding x and class vector. A loss is a ψ
 - `head.margin` is m, -1 (as in configs/baselines.py) the table's; `head.NAME.KEY` is a
   constant of the loss NAME.
 - `head.scale=paper` is the table's s; `auto`, the default, is {factor} times the least
-  with which a perfect example reaches p = .99, ln(99·(C - 1))/(ψ(0) - η(π/2)). The
-  published s are 2 to 2.8 times that for the sets that they were published with.
+  with which a perfect example reaches p = .99, ln(99·(C - 1))/(ψ(0) - η(π/2)). With
+  {CLASSES:,} classes (MS1MV2) the published s are {published_factors()} times it.
 - `head.detach=auto`, the default, is the table's gradient: `cosine` that of plain
   cosine, `none` through the margin, `angle` that of ψ and η without a margin (not with
   a trained bias).
@@ -193,7 +208,8 @@ other class j, θ the angle between embedding x and class vector. A loss is a ψ
 
 c = cos θ; m is in radians where it is added to an angle. What a loss needs: a *trained
 bias* is a weight; *memory* is in the train state and in checkpoints, moved on once a
-step; *an example*: a number for each example, by its name in `MarginContext`; *before*:
+step by the whole batch (with `train.accumulate` a part's loss looks at its own part
+only); *an example*: a number for each, by its name in `MarginContext`; *before*:
 computed before the loss, `target_cos` with the own class, `others` with all others.
 
 | {HEADER} |

@@ -13,7 +13,8 @@ Pure functions of arrays, for any training loop (docs/library.md):
     streaming        a loss over all of them, in chunks and on several devices
     precision        of the products of embeddings and prototypes
     family           every loss by name; adaptive, variational: what some of them need
-    classifier       a loss bound to its settings: Head, and what it carries
+    classifier       a loss bound to its settings: Head
+    carried          its other parameters and memory: Carried
     class_vectors    prototypes before the first step
     optimizer        over network and prototypes, with PyTorch's rules
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from hyperface_jax import (
         adaptive,
         binary,
+        carried,
         class_loss,
         class_vectors,
         classifier,
@@ -50,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "adaptive",
     "binary",
+    "carried",
     "class_loss",
     "class_vectors",
     "classifier",

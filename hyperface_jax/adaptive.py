@@ -3,7 +3,9 @@
 `Seen` is what a step may look at: of the whole batch on all devices, without gradient.
 A `Memory` is a handful of scalars in the train state and the pure function that moves
 them on, once a step; the step's own loss already uses the moved ones, as the official
-codes do. A `Given` makes a number for each example (`margins.MarginContext`).
+codes do. With `train.accumulate` each part's loss looks at its own part (and uses the
+memory as that part alone would move it); what is kept is moved once, by the whole.
+A `Given` makes a number for each example (`margins.MarginContext`).
 """
 
 import math
@@ -18,7 +20,7 @@ Scalars = dict[str, Array]
 
 
 class Seen(NamedTuple):
-    """Of the whole batch; no gradient.
+    """Of the whole batch, or of a part with `train.accumulate`; no gradient.
 
     Attributes:
       embeddings: [B, D].

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from hyperface_jax import command_line, run_evaluation, workdir
+from hyperface_jax import command_line, model, run_evaluation, workdir
 from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.data import sources
 from hyperface_jax.data.evaluation_set import EvaluationSet
@@ -45,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("--source", required=True, metavar="PATH", help="the set, as for prepare")
     add("--embeddings", default="", metavar="PATH", help="of its images; see evaluate")
-    add("--workdir", default="", help="of a run whose network embeds what is missing")
+    add(
+        "--workdir",
+        default="",
+        help="run or model whose network embeds what is missing",
+    )
     add("--sub_centres", action="store_true", help="with those of --workdir's run")
     add("--out", required=True, help="folder for the lists")
     add("--against", action="append", default=[], metavar="ITEM", help="a test set")
@@ -79,6 +83,7 @@ def audit(arguments: argparse.Namespace) -> Path:
             f"--against_embeddings is given {len(given)} times, expected "
             f"{len(tests)}, once for each --against"
         )
+    run_centres = _sub_centres(a.workdir) if a.sub_centres else None
     out = Path(workdir.create(a.out))
     mine, *others = _embed([whole, *tests], [a.embeddings, *given], a.workdir, out)
     embeddings, labels = mine.of(faces.rows), faces.labels.astype(np.int64)
@@ -111,8 +116,8 @@ def audit(arguments: argparse.Namespace) -> Path:
         f"- images closer to another identity than to their own: {wrong.found:,} of "
         f"{wrong.judged:,} that could be judged"
     )
-    if a.sub_centres:
-        far = _far_from_sub_centres(faces, embeddings, a.workdir)
+    if run_centres:
+        far = _far_from_sub_centres(faces, embeddings, *run_centres)
         write_names(out / "noisy.tsv", _noisy(faces, far))
         lines.append(
             f"- images far from the dominant sub-centre of their identity: "
@@ -129,21 +134,28 @@ def audit(arguments: argparse.Namespace) -> Path:
 
 
 def _embed(
-    sets: Sequence[EvaluationSet], paths: Sequence[str], run_folder: str, out: Path
+    sets: Sequence[EvaluationSet], paths: Sequence[str], network: str, out: Path
 ) -> list[Embedded]:
-    """Embeddings of all sets: those that are given, else with the network of a run."""
-    if run_folder:
-        run, state, _, _ = run_evaluation.open_workdir(None, run_folder)
+    """Embeddings of all sets: those that are given, else with a network."""
+    if network:
+        embedder = model.load(network).embedder()
+        return [
+            embedder.embed_kept(
+                test, Path(path or out / "embeddings" / test.name), Options()
+            )
+            for test, path in zip(sets, paths, strict=True)
+        ]
     found = []
     for test, path in zip(sets, paths, strict=True):
-        if path and not run_folder:
-            store = stored.open_embeddings(path)
-        elif run_folder:
-            folder = Path(path or out / "embeddings" / test.name)
-            store = run_evaluation.store_embeddings(run, state, test, folder).read()
-        else:
+        if not path:
             raise ValueError(f"{test.name}: no embeddings given, and no --workdir")
-        found.append(from_stored(test, store, Options()))
+        found.append(from_stored(test, stored.open_embeddings(path), Options()))
+        sizes = [each.views.shape[-1] for each in (found[0], found[-1])]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{path}: embeddings of {sizes[1]} numbers, those of {sets[0].name} "
+                f"have {sizes[0]}"
+            )
     return found
 
 
@@ -177,18 +189,28 @@ def _outliers(faces: FaceSet, found: auditing.Outliers) -> list[tuple[str, ...]]
     ]
 
 
-def _far_from_sub_centres(faces: FaceSet, embeddings, folder: str):
-    """Of the run's identities, found by their names in the set."""
+def _sub_centres(folder: str) -> tuple[np.ndarray, Sequence[str]]:
+    """Centres [C, K, D] of a run, and its C identities.
+
+    Raises:
+      ValueError: there is no run, or it has no sub-centres.
+    """
     if not folder:
         raise ValueError("--sub_centres needs --workdir, a run of subcenter_arcface")
     run, _, path, _ = run_evaluation.open_workdir(None, folder)
     with Checkpoints(path, clean=False) as checkpoints:
         centres = np.asarray(checkpoints.restore_prototypes())
-    place = {name: k for k, name in enumerate(run.train_set.identities)}
+    names = run.train_set.identities
+    return sub_centres.check(centres[: len(names)]), names
+
+
+def _far_from_sub_centres(
+    faces: FaceSet, embeddings, centres, names: Sequence[str]
+) -> sub_centres.FarImages:
+    """Of the run's identities, found by their names in the set."""
+    place = {name: k for k, name in enumerate(names)}
     classes = np.array([place.get(name, -1) for name in faces.identities])
-    return sub_centres.far_from_dominant(
-        embeddings, classes[faces.labels], centres[: run.train_set.num_classes]
-    )
+    return sub_centres.far_from_dominant(embeddings, classes[faces.labels], centres)
 
 
 def _noisy(faces: FaceSet, far: sub_centres.FarImages) -> list[tuple[str, ...]]:

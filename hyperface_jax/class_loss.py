@@ -60,7 +60,7 @@ class ClassLoss(NamedTuple):
     def sums(
         self,
         examples: Examples,
-        prototypes: Float[Array, "K D"],
+        prototypes: Float[Array, "K ..."],
         target_cos: Float[Array, "B 1"] | None,
         is_target: Bool[Array, "B K"],
         class_mask: Bool[Array, " K"] | None,
@@ -110,7 +110,7 @@ def dense(
     loss: ClassLoss,
     embeddings: Float[Array, "B D"],
     labels: Int[Array, " B"],
-    prototypes: Float[Array, "C D"],
+    prototypes: Float[Array, "C ..."],
     class_mask: Bool[Array, " C"] | None = None,
 ) -> tuple[Float[Array, " B"], Aux]:
     """The loss of each example with the whole matrix of logits [B, C] at once.

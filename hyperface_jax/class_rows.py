@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from hyperface_jax.sharding import AXES
+from hyperface_jax.sharding import AXES, split_axes
 
 
 class ClassRows(NamedTuple):
@@ -72,7 +72,7 @@ def take(
     class_axes: tuple[str, ...] = AXES,
 ) -> Float[Array, "B ..."]:
     """Each example's own row, with its gradient; arguments as `streaming.evaluate`."""
-    axes = class_axes if mesh is not None and mesh.size > 1 else ()
+    axes = split_axes(mesh, class_axes)
 
     def local(prototypes, labels, ids):
         everyones = jax.lax.all_gather(labels, axes, tiled=True) if axes else labels
@@ -107,7 +107,7 @@ def put(
     Of several examples of a class the last is taken, of examples that are not `kept`
     none.
     """
-    axes = class_axes if mesh is not None and mesh.size > 1 else ()
+    axes = split_axes(mesh, class_axes)
 
     def local(array, labels, values, kept):
         if axes:

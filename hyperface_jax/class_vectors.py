@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from hyperface_jax import geometry
 
-INITS = ("xavier_normal", "normal")
+INITS = ("xavier_normal", "normal", "unit")
 
 
 def padded_classes(num_classes: int, multiple: int) -> int:
@@ -37,8 +37,9 @@ def init_prototypes(
       num_classes: C, the number of identities.
       rows: C rounded up by `padded_classes`.
       embedding_dim: D.
-      init: "xavier_normal", σ = √(2/(D+C)) (OpenSphere), or "normal", σ = .01
-        (InsightFace). Directions are the same; lengths matter without "project".
+      init: "xavier_normal", σ = √(2/(D+C)) (OpenSphere), "normal", σ = .01
+        (InsightFace), or "unit", length 1 (AdaFace). Directions are the same; lengths
+        matter without "project": a step turns a short vector further.
       unit: normalise the rows, as "project" needs.
       centres: class vectors a class; 1 leaves the axis out.
 
@@ -51,7 +52,7 @@ def init_prototypes(
     sigma = xavier if init == "xavier_normal" else 0.01
     shape = (rows, embedding_dim) if centres == 1 else (rows, centres, embedding_dim)
     w = sigma * jax.random.normal(key, shape, jnp.float32)
-    if unit:
+    if unit or init == "unit":
         w = geometry.l2_normalize(w)
     known = jnp.arange(rows).reshape(-1, *(1,) * (w.ndim - 1)) < num_classes
     return jnp.where(known, w, 0)

@@ -8,13 +8,14 @@ vectors (a bias) and what it remembers (running means) are arrays in the train s
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from hyperface_jax import carried as carried_by
 from hyperface_jax import (
     class_rows,
     family,
@@ -29,6 +30,7 @@ from hyperface_jax import (
     variational,
 )
 from hyperface_jax.adaptive import Seen
+from hyperface_jax.carried import NOTHING_CARRIED, Carried
 from hyperface_jax.class_loss import Aux, ClassLoss, Prototypes
 from hyperface_jax.family import Member
 from hyperface_jax.sharding import AXES
@@ -37,23 +39,21 @@ PLAIN_SOFTMAX = "plain_softmax"
 LOSSES = (PLAIN_SOFTMAX, *family.NAMES)
 
 
-class Carried(NamedTuple):
-    """What the train step hands to a loss besides embeddings and class vectors.
-
-    Attributes:
-      trained: the head's other parameters, {"bias": scalar} or {}.
-      memory: what the loss remembers, or {}.
-      weight: [B], 0 for examples that take no part, or None for all.
-      key: random key of the step, or None; ElasticFace draws with it.
-    """
-
-    trained: Mapping[str, Array] = {}
-    memory: Mapping[str, Any] = {}
-    weight: Array | None = None
-    key: Array | None = None
+def member_of(loss: str, **constants: float) -> Member:
+    """The loss's row of the family; of plain softmax NormFace's, without a part."""
+    return family.member("normface" if loss == PLAIN_SOFTMAX else loss, **constants)
 
 
-NOTHING_CARRIED = Carried()
+def check_settings(
+    loss: str, member: Member, norm: str, interclass_filter: float, sample_rate: float
+) -> None:
+    """Raises a ValueError where a loss has no form for these settings."""
+    if loss != PLAIN_SOFTMAX:
+        member.check(loss, norm, interclass_filter, sample_rate)
+    elif interclass_filter:
+        raise ValueError(
+            f"head.interclass_filter is {interclass_filter} with {loss}, expected 0"
+        )
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,16 @@ class Head:
 
     def __post_init__(self) -> None:
         """Raises a ValueError where the loss has no form for these settings."""
-        self.member.check(
-            self.loss, self.norm, self.interclass_filter, self.sample_rate
+        check_settings(
+            *(self.loss, self.member),
+            *(self.norm, self.interclass_filter, self.sample_rate),
         )
         _magnitude(self.norm, self.scale, self.penalty, self.penalty_strength)
 
     @cached_property
     def member(self) -> Member:
-        """The loss's row of the family; of plain softmax NormFace's, without a part."""
-        plain = self.loss == PLAIN_SOFTMAX
-        return family.member("normface" if plain else self.loss, **self.constants)
+        """See `member_of`."""
+        return member_of(self.loss, **self.constants)
 
     @property
     def centres(self) -> int:
@@ -143,9 +143,13 @@ class Head:
 
         Returns:
           (loss [B], aux as `losses.hyperspherical_softmax`); aux has "seen", too, for
-          losses that remember. Shapes that do not fit are a ValueError.
+          losses that remember.
+
+        Raises:
+          ValueError: shapes do not fit, or `carried` lacks what the loss needs.
         """
         member, aux = self.member, {}
+        carried_by.check(self.loss, member, carried)
         m = jnp.asarray(self.margin(step), geometry.at_least_float32(embeddings).dtype)
         annealing = jnp.asarray(self.annealing(step) if self.annealing else 0, m.dtype)
         context = margins.MarginContext(margin=m, annealing=annealing)

@@ -1,4 +1,4 @@
-"""What the command lines of `prepare`, `audit` and `evaluate` have in common."""
+"""What the command lines besides `main` have in common."""
 
 import argparse
 import logging
@@ -40,4 +40,4 @@ def run(
     except (ValueError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+        sys.exit("stopped")

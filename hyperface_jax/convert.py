@@ -28,6 +28,7 @@ log = logging.getLogger("hyperface_jax.convert")
 
 PROTOTYPES = "prototypes.npy"
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
+_TORCH_EPSILON = 1e-5  # of torch.nn.BatchNorm2d
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--prototypes", action="store_true", help="write the class vectors, too")
     add("--checkpoint", default="last", choices=["last", "best"], help="of a workdir")
+    add("--as_is", action="store_true", help="to .pth: with its own kind of pixels")
     return p
 
 
@@ -68,30 +70,34 @@ def convert(arguments: argparse.Namespace) -> epath.Path:
                 f"--out is {a.out!r}, expected a name ending in .pth: {source} is a "
                 "model already"
             )
-        return _to_torch(model.load(source, a.checkpoint), out)
+        return _to_torch(model.load(source, a.checkpoint), out, as_is=a.as_is)
     loaded = torch_file.read(source)
     head = torch_file.read(a.head) if a.head else None
     try:
         found = state_dicts.find_state_dict(loaded, head)
+        # A file of ours has a card beside it, which says what the file cannot.
+        card = model_card.read(source.parent, source.stem)
+        fed = card.get("network", {}).get("file", {})
         made = imported(
             found,
             backbone=a.backbone,
-            color_order=a.color_order,
-            value_range=_range(a.value_range),
+            color_order=a.color_order or fed.get("color_order", ""),
+            value_range=_range(a.value_range) or fed.get("value_range"),
+            epsilon=fed.get("batch_norm_epsilon", 0.0),
             image_size=a.image_size,
             source={
                 "file": source.name,
                 "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
                 "layout": found.layout,
-                "licence": a.licence,
+                "licence": a.licence or card.get("weights_licence", ""),
             },
         )
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+    if a.prototypes and found.prototypes is None:
+        raise ValueError(f"{source}: no class vectors in it (--head FILE)")
     folder = model.save(made, out)
     if a.prototypes:
-        if found.prototypes is None:
-            raise ValueError(f"{source}: no class vectors in it (--head FILE)")
         with workdir.whole_file(folder / PROTOTYPES, "wb") as file:
             np.save(file, np.asarray(found.prototypes, np.float32))
     elif found.prototypes is not None:
@@ -120,6 +126,7 @@ def imported(
     backbone: str = "",
     color_order: str = "",
     value_range: tuple[float, float] | None = None,
+    epsilon: float = 0.0,
     image_size: int = 0,
     source: dict[str, Any],
 ) -> model.Model:
@@ -130,6 +137,7 @@ def imported(
       backbone: our network; "" takes the only one that fits.
       color_order: "RGB" or "BGR"; "" takes the program's.
       value_range: of the pixels; None takes the program's.
+      epsilon: of BatchNorm; 0 takes the program's.
       image_size: H = W; 0 takes the one that the weights are for.
       source: facts for the model card.
 
@@ -150,7 +158,8 @@ def imported(
         "embedding_dim": found.embedding_dim,
         "color_order": color_order,
         "value_range": value_range or found.value_range,
-        "batch_norm_epsilon": 2e-5 if found.layout == "magface" else 1e-5,
+        "batch_norm_epsilon": epsilon
+        or (2e-5 if found.layout == "magface" else _TORCH_EPSILON),
     }
     made = create_backbone(**network)
     image_size = image_size or state_dicts.image_size(found.weights)
@@ -180,21 +189,58 @@ def _range(text: str) -> tuple[float, float] | None:
     return low, high
 
 
-def _to_torch(made: model.Model, out: epath.Path) -> epath.Path:
+def _to_torch(made: model.Model, out: epath.Path, *, as_is: bool) -> epath.Path:
+    """For pixels as InsightFace's programs feed them, RGB in [-1, 1], or `as_is`."""
     weights = torch_names.to_torch(
         made.backbone, made.image_size, made.params, made.batch_stats
     )
+    network = dict(made.network)
+    if not as_is:
+        weights, network = _for_everybody(weights, network)
     torch_file.write(out, weights)
-    model_card.write(out.parent, made.card, out.stem)
+    model_card.write(out.parent, model_card.fed_with(made.card, network), out.stem)
     log.info(
-        "%s: %d arrays of %s; feed it %s in [%g, %g]",
+        "%s: %d arrays of %s; feed it %s in [%g, %g], BatchNorm's epsilon is %g",
         out,
         len(weights),
-        made.network["name"],
-        made.network["color_order"],
-        *made.network["value_range"],
+        network["name"],
+        network["color_order"],
+        *network["value_range"],
+        network["batch_norm_epsilon"],
     )
     return out
+
+
+def _for_everybody(
+    weights: dict[str, np.ndarray], network: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The same function of RGB in [-1, 1], with PyTorch's epsilon.
+
+    A file of PyTorch says nothing of its pixels. BGR is turned in the first layer, an
+    epsilon goes into the running variances; both are exact.
+
+    Raises:
+      ValueError: the range of the pixels is another, which no weights can make up for
+        (the first convolution pads with 0).
+    """
+    low, high = network["value_range"]
+    if (low, high) != (-1, 1):
+        raise ValueError(
+            f"the network was trained on pixels in [{low:g}, {high:g}], which a .pth "
+            "cannot say, expected [-1, 1]; --as_is writes it nevertheless"
+        )
+    weights = dict(weights)
+    if network["color_order"] == "BGR":
+        first = state_dicts.first_layer(weights)
+        weights[first] = np.ascontiguousarray(weights[first][:, ::-1])
+    more = network["batch_norm_epsilon"] - _TORCH_EPSILON
+    for name in weights:
+        if name.endswith(".running_var"):
+            weights[name] = weights[name] + np.float32(more)
+    return weights, network | {
+        "color_order": "RGB",
+        "batch_norm_epsilon": _TORCH_EPSILON,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:

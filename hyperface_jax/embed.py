@@ -12,7 +12,6 @@ goes on where it was. Images must be aligned crops of the network's size.
 """
 
 import argparse
-import functools
 import logging
 import shutil
 import sys
@@ -20,16 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
-from hyperface_jax import command_line, model, sharding, workdir
+from hyperface_jax import command_line, model, workdir
 from hyperface_jax.data import decode, loose_images
 from hyperface_jax.data.face_set import FaceSet
-from hyperface_jax.data.records import BadRecordError, ids_of
-from hyperface_jax.evaluation import parquet, stored
-from hyperface_jax.evaluation.embed import embed_to_store, make_embed_fn
+from hyperface_jax.data.records import BadRecordError
+from hyperface_jax.evaluation import parquet
 
 log = logging.getLogger("hyperface_jax.embed")
 
@@ -77,16 +74,13 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
         _check_first(faces, made.image_size)
     single = out.suffix in (".npz", ".parquet")
     folder = out.with_name(out.name + ".parts") if single else out
-    found = stored_views(
-        made,
-        faces,
-        faces.rows,
-        folder,
+    embedder = made.embedder(
         flip=not a.no_flip,
-        batch_size=a.batch_size,
+        batch_size=min(a.batch_size, len(faces.rows)),
         threads=a.threads,
         exact=not a.resize,
-    ).read()
+    )
+    found = embedder.store(faces, faces.rows, folder).read()
     if found.unreadable:
         log.info(
             "%d of %d images have no embedding (0): first %s",
@@ -107,63 +101,6 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
     shutil.rmtree(folder)
     log.info("%s: %d embeddings of %d numbers", out, *embeddings.shape)
     return out
-
-
-def views_of(made: model.Model, mesh: Any, *, flip: bool):
-    """uint8 images [B, H, W, 3] on the mesh -> float32 [B, V, D]."""
-    run = make_embed_fn(made.backbone, flip=flip)
-    weights = (made.params, made.batch_stats)
-    weights = jax.device_put(weights, sharding.replicated(mesh))
-    return functools.partial(run, *weights)
-
-
-def stored_views(
-    made: model.Model,
-    faces: FaceSet,
-    rows: np.ndarray,
-    folder: Path,
-    *,
-    flip: bool = True,
-    batch_size: int = 256,
-    threads: int = 2,
-    exact: bool = True,
-) -> stored.EmbeddingStore:
-    """Computes what is missing of the embeddings in a folder.
-
-    Args:
-      made: the network.
-      faces: the images.
-      rows: int [n], of its source.
-      folder: to go on with, or to begin.
-      flip: of the mirror image, too.
-      batch_size: images at a time; rounded up to a multiple of the devices.
-      threads: that decode.
-      exact: images of another size have no embedding; else they are scaled.
-    """
-    mesh = sharding.make_mesh(1)
-    batch = -(-min(batch_size, len(rows)) // mesh.size) * mesh.size
-    names = {row: id_ for id_, row in ids_of(faces.source).items()}
-    scaled = "" if exact else ", scaled"
-    store = stored.EmbeddingStore.create(
-        folder,
-        [names.get(int(row), f"#{row}") for row in rows],
-        views=2 if flip else 1,
-        dimension=made.backbone.embedding_dim,
-        images=f"{faces.fingerprint}, {made.image_size} pixels{scaled}",
-        weights=made.fingerprint,
-    )
-    embed_to_store(
-        store,
-        views_of(made, mesh, flip=flip),
-        faces,
-        rows,
-        image_size=made.image_size,
-        batch_size=batch,
-        threads=threads,
-        mesh=mesh,
-        exact=exact,
-    )
-    return store
 
 
 def _check_first(faces: FaceSet, size: int) -> None:

@@ -3,19 +3,21 @@
     python -m hyperface_jax.evaluate --workdir runs/sfr --set /data/lfw.bin
     python -m hyperface_jax.evaluate --set /data/IJBC --embeddings ijbc.npy --out ijbc
 
-The first embeds with the network of a run; --embeddings keeps what it computed and goes
-on where it was. The second needs no network, and no accelerator: embeddings may come
-from anywhere.
+The first embeds with the network of a run, or with a model of `convert`; --embeddings
+keeps what it computed and goes on where it was. The second needs no network, and no
+accelerator: embeddings may come from anywhere.
 """
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from etils import epath
 
 from hyperface_jax import (
     command_line,
-    embed,
     model,
     model_card,
     outputs,
@@ -24,12 +26,8 @@ from hyperface_jax import (
 )
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.evaluation import protocols, stored, test_sets
-from hyperface_jax.evaluation.embedded import (
-    Embedded,
-    Options,
-    from_stored,
-    needed_rows,
-)
+from hyperface_jax.evaluation.embedded import Options, from_stored, needed_rows
+from hyperface_jax.evaluation.embedder import Embedder
 from hyperface_jax.evaluation.results import ProtocolResult
 
 log = logging.getLogger("hyperface_jax.evaluate")
@@ -42,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         description="Runs verification and identification protocols.",
     )
     add = p.add_argument
-    add("--workdir", default="", help="of a run whose network embeds the images")
+    add("--workdir", default="", help="run or model whose network embeds the images")
     add(
         "--set",
         action="append",
@@ -56,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATH",
-        help="of the sets in order: folder of ours, .npy, .npz",
+        help="of the sets in order: folder of ours, .npy, .npz, .parquet",
     )
     add("--out", default="", help="folder for the report; default: WORKDIR/evaluation")
     add("--protocols", default=",".join(protocols.PROTOCOLS), metavar="NAMES")
@@ -66,6 +64,8 @@ def parser() -> argparse.ArgumentParser:
     add("--group_fmr", type=float, default=1e-3, help="sets the one threshold of all")
     add("--distractors", default="", metavar="FILE", help="embeddings of strangers")
     add("--hardest", type=int, default=0, help="pairs to show as pictures")
+    add("--batch_size", type=int, default=256, help="of a model; a run has its own")
+    add("--threads", type=int, default=2, help="that decode, likewise")
     add("--part", default="", metavar="I/N", help="only embed part I of N, from 1")
     return p
 
@@ -97,8 +97,6 @@ def evaluate_files(arguments: argparse.Namespace) -> list[ProtocolResult]:
         group_fmr=a.group_fmr,
         distractors=a.distractors,
     )
-    if a.workdir and (Path(a.workdir) / model.DESCRIPTION).exists():
-        return _with_model(a, tests, options, names)
     if a.workdir:
         return _with_network(a, tests, options, names)
     needed = {"--set": tests, "--embeddings": a.embeddings, "--out": a.out}
@@ -131,65 +129,82 @@ def _with_network(
     options: Options,
     names: list[str],
 ) -> list[ProtocolResult]:
-    run, state, folder, best_step = run_evaluation.open_workdir(None, a.workdir)
-    out = workdir.create(a.out or folder / "evaluation")
-    tests = tests or list(run.evaluation_sets)
-    paths = a.embeddings or [str(out / "embeddings" / test.name) for test in tests]
-    part, parts = _part(a.part)
-    embedded: list[Embedded] = []
-    for test, path in zip(tests, paths, strict=True):
-        store = run_evaluation.store_embeddings(
-            run, state, test, Path(path), part=part, parts=parts
-        )
-        if not a.part:
-            embedded.append(from_stored(test, store.read(), options))
-    if a.part:
-        log.info("part %s is embedded", a.part)
-        return []
-    results = protocols.run_protocols(
-        embedded, names, hardest=a.hardest, image_size=run.config.data.image_size
-    )
-    run_evaluation.report_run(run, state, out, results, best_step=best_step)
-    return results
-
-
-def _with_model(
-    a: argparse.Namespace,
-    tests: list[EvaluationSet],
-    options: Options,
-    names: list[str],
-) -> list[ProtocolResult]:
-    """With a converted model; what is measured goes into its card, too."""
+    """With the network of a run, or a converted model."""
+    opened = _open_model(a) if _is_model(a.workdir) else _open_run(a.workdir)
+    tests = tests or opened.tests
     if not tests:
         raise ValueError(f"--set missing: {a.workdir} is a model without data")
-    made = model.load(a.workdir)
-    out = workdir.create(a.out or Path(a.workdir) / "evaluation")
+    out = workdir.create(a.out or opened.folder / "evaluation")
     paths = a.embeddings or [str(out / "embeddings" / test.name) for test in tests]
+    embedder = opened.embedder
+    if a.part:
+        part, parts = _part(a.part)
+        for test, path in zip(tests, paths, strict=True):
+            rows = needed_rows(test)
+            embedder.store(test.faces, rows, Path(path), part=part, parts=parts)
+        log.info("part %s is embedded", a.part)
+        return []
     embedded = [
-        from_stored(
-            test,
-            embed.stored_views(
-                made, test.faces, needed_rows(test), Path(path), exact=False
-            ).read(),
-            options,
-        )
+        embedder.embed_kept(test, Path(path), options)
         for test, path in zip(tests, paths, strict=True)
     ]
     results = protocols.run_protocols(
-        embedded, names, hardest=a.hardest, image_size=made.image_size
+        embedded, names, hardest=a.hardest, image_size=embedder.image_size
     )
-    outputs.write_outputs(
-        out,
-        results,
-        title=f"Evaluation of {a.workdir}",
-        model=made.network["name"],
-        summary={"Backbone": made.network["name"], "Weights": made.fingerprint},
-        pictures=a.hardest > 0,
-    )
-    measured = workdir.read_json(out / workdir.RESULTS)
-    card = model_card.with_results(made.card, measured, mirrored=True)
-    model_card.write(workdir.absolute(a.workdir), card)
+    opened.report(out, results)
     return results
+
+
+class _Opened(NamedTuple):
+    """What --workdir names.
+
+    Attributes:
+      folder: where the evaluation goes by default.
+      embedder: its network.
+      tests: its own test sets.
+      report: (folder, results) -> writes them.
+    """
+
+    folder: epath.Path
+    embedder: Embedder
+    tests: list[EvaluationSet]
+    report: Callable[[epath.Path, list[ProtocolResult]], None]
+
+
+def _is_model(folder: str) -> bool:
+    return (workdir.absolute(folder) / model.DESCRIPTION).exists()
+
+
+def _open_run(path: str) -> _Opened:
+    run, state, folder, best_step = run_evaluation.open_workdir(None, path)
+
+    def report(out: epath.Path, results: list[ProtocolResult]) -> None:
+        run_evaluation.report_run(run, state, out, results, best_step=best_step)
+
+    embedder = run_evaluation.embedder_of(run, state)
+    return _Opened(folder, embedder, list(run.evaluation_sets), report)
+
+
+def _open_model(a: argparse.Namespace) -> _Opened:
+    """What is measured goes into the model's card, too."""
+    made = model.load(a.workdir)
+    folder = workdir.absolute(a.workdir)
+    embedder = made.embedder(batch_size=a.batch_size, threads=a.threads)
+
+    def report(out: epath.Path, results: list[ProtocolResult]) -> None:
+        outputs.write_outputs(
+            out,
+            results,
+            title=f"Evaluation of {a.workdir}",
+            model=made.network["name"],
+            summary={"Backbone": made.network["name"], "Weights": made.fingerprint},
+            pictures=a.hardest > 0,
+            embedding=embedder.facts,
+        )
+        measured = workdir.read_json(out / workdir.RESULTS)
+        model_card.write(folder, model_card.with_results(made.card, measured))
+
+    return _Opened(folder, embedder, [], report)
 
 
 def _part(text: str) -> tuple[int, int]:

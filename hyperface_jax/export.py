@@ -118,7 +118,13 @@ def write_onnx(made: Model, path: Path) -> float:
     # believes that the network normalises its pixels itself.
     for number, node in enumerate(proto.graph.node):
         node.name = f"node_{number}"
-    onnx.save(proto, str(path))
+    try:
+        onnx.save(proto, str(path))
+    except Exception as error:  # protobuf's own: a message is below 2 GiB
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{made.backbone.name} is too large a file ({reason})"
+        ) from error
     session = onnxruntime.InferenceSession(
         str(path), providers=["CPUExecutionProvider"]
     )
@@ -126,7 +132,7 @@ def write_onnx(made: Model, path: Path) -> float:
     found = session.run(
         None, {"input": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
     )
-    return _error(found[0], _float32(made, jnp.asarray(pixels)))
+    return _error(found[0], _exact(lambda: _float32(made, jnp.asarray(pixels))))
 
 
 def write_stablehlo(made: Model, path: Path) -> float:
@@ -138,7 +144,9 @@ def write_stablehlo(made: Model, path: Path) -> float:
     path.write_bytes(exported.serialize())
     images = _samples(3, size)
     again = jax.export.deserialize(bytearray(path.read_bytes()))
-    return _error(again.call(images), made.embed(images))
+    return _error(
+        _exact(lambda: again.call(images)), _exact(lambda: made.embed(images))
+    )
 
 
 def write_npz(made: Model, path: Path) -> float:
@@ -160,6 +168,12 @@ WRITERS: dict[str, Callable[[Model, Path], float]] = {
 
 def _float32(made: Model, pixels: jax.Array) -> jax.Array:
     return made.backbone.apply(made.params, made.batch_stats, pixels, train=False)[0]
+
+
+def _exact(compute: Callable[[], jax.Array]) -> np.ndarray:
+    """Computed in float32 throughout: by itself a GPU or TPU takes fewer bits."""
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(compute())
 
 
 def _samples(count: int, size: int) -> np.ndarray:

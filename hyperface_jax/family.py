@@ -43,6 +43,7 @@ class Member(NamedTuple):
       centres: class vectors of each class.
       energy: strength of `regularizers.minimum_hyperspherical_energy`.
       variational: settings of VPL, or None.
+      draws: `given` draws with a random key.
       own_scale: the scale follows from its memory ("scale"), not from the config.
     """
 
@@ -56,6 +57,7 @@ class Member(NamedTuple):
     centres: int = 1
     energy: float = 0.0
     variational: Variational | None = None
+    draws: bool = False
     own_scale: bool = False
 
     def check(
@@ -121,6 +123,7 @@ def _elastic(base: str, plus: bool) -> Callable[..., Member]:
         return Member(
             MARGINS[base]._replace(source=f"{name}, CVPRW 2022; utils/losses.py"),
             given=adaptive.elastic_margin(deviation, plus),
+            draws=True,
             looks_at=("target_cos",) if plus else (),
         )
 

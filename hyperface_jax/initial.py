@@ -5,6 +5,8 @@ rest of the training are the config's. The class vectors start anew.
 """
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ from etils import epath
 
 from hyperface_jax import model, workdir
 from hyperface_jax.config import Config, section
-from hyperface_jax.model import Model
+from hyperface_jax.model import NETWORK, Model
 from hyperface_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -20,23 +22,39 @@ log = logging.getLogger(__name__)
 STARTED_FROM = "started_from.json"
 
 
-def adopted(config: Config, start: Model) -> Config:
-    """A copy of a config with the model's network.
+def begin(config: Config, saved: Config | None = None) -> tuple[Config, Model | None]:
+    """The config with the network that it starts from, and the model with its weights.
+
+    Args:
+      config: validated.
+      saved: that of the run that goes on, which has the network already: the model is
+        not needed any more (None) and may be gone.
 
     Raises:
-      ValueError: the model is for images of another size.
+      ValueError: there is no such model, or it is for images of another size.
     """
+    if not config.init_from:
+        return config, None
+    if saved is not None:
+        return _with_network(
+            config, {key: saved.backbone[key] for key in NETWORK}
+        ), None
+    start = model.load(config.init_from)
     if config.data.image_size != start.image_size:
         raise ValueError(
             f"data.image_size is {config.data.image_size}, expected "
             f"{start.image_size}: init_from {config.init_from} is for images of that "
             "size"
         )
+    log.info("starting from %s: %s", config.init_from, start.network["name"])
+    return _with_network(config, start.network), start
+
+
+def _with_network(config: Config, network: Mapping[str, Any]) -> Config:
     c = section(config.to_dict())
-    for key, value in start.network.items():
+    for key, value in network.items():
         with c.ignore_type():
             c.backbone[key] = value
-    log.info("starting from %s: %s", config.init_from, start.network["name"])
     return c.lock()
 
 
@@ -68,8 +86,3 @@ def remember(folder: epath.Path, config: Config, start: Model) -> None:
             "licence": start.card.get("weights_licence", ""),
         },
     )
-
-
-def load(config: Config) -> Model | None:
-    """The model that a config starts from, or None."""
-    return model.load(config.init_from) if config.init_from else None

@@ -103,7 +103,14 @@ def _raise(error: Exception) -> NoReturn:
 
 def _dispatch() -> None:
     from hyperface_jax import config as config_lib
-    from hyperface_jax import experiment, plan, rehearsal, run_evaluation, train
+    from hyperface_jax import (
+        experiment,
+        initial,
+        plan,
+        rehearsal,
+        run_evaluation,
+        train,
+    )
 
     workdir, topology = _WORKDIR.value or "", _TOPOLOGY.value
     if topology and _MODE.value != "plan":
@@ -118,7 +125,8 @@ def _dispatch() -> None:
     config_lib.validate(_CONFIG.value)
     if _MODE.value == "plan":
         devices = rehearsal.devices_of(topology) if topology else None
-        run = experiment.create_experiment(_CONFIG.value, devices)
+        config, _ = initial.begin(_CONFIG.value)
+        run = experiment.create_experiment(config, devices)
         sys.stdout.write(plan.report(run) + "\n")
         if topology:
             sys.stdout.write(rehearsal.report(run, topology) + "\n")

@@ -4,11 +4,10 @@ The loss of the family is cross-entropy over the logits
 
     ρ(|x|)·ψ(θ_y) for the target,   ρ(|x|)·η(θ_j) for every other class j,
 
-so a margin is two functions of a cosine (SphereFace Revived, TPAMI 2022, the unified
-framework). Both also receive a `MarginContext`: the margin now in force and whatever
-else a margin may depend on. A new margin is two lines and a row in `MARGINS`.
+so a margin is two functions of a cosine (SphereFace Revived, TPAMI 2022). Both receive
+a `MarginContext`: all that a margin may depend on. A new one is two lines and a row.
 
-Characteristic function Δ(θ) = η(θ) - ψ(θ): there is a margin where Δ > 0.
+There is a margin where the characteristic function Δ(θ) = η(θ) - ψ(θ) is positive.
 """
 
 import math
@@ -52,7 +51,7 @@ class Margin(NamedTuple):
     """A margin function.
 
     Attributes:
-      psi: (target_cos [B, 1], context) -> [B, 1], the target's angular function.
+      psi: (target_cos [B, 1], context) -> [B, 1], the own class's angular function.
       eta: (cos [B, C], target_cos [B, 1], context) -> [B, C], the others'; no
         gradient runs through this target_cos, which may come from another device.
       neutral: the m at which there is no margin (1 for products, 0 for sums).
@@ -74,7 +73,8 @@ def _plain_psi(target_cos: Array, context: MarginContext) -> Array:
     return target_cos
 
 
-def _plain_eta(cos: Array, target_cos: Array, context: MarginContext) -> Array:
+def plain_eta(cos: Array, target_cos: Array, context: MarginContext) -> Array:
+    """Cos θ_j: the η of most losses."""
     del target_cos, context
     return cos
 
@@ -138,33 +138,33 @@ def _ga_softmax_eta(cos: Array, target_cos: Array, context: MarginContext) -> Ar
 
 
 MARGINS: dict[str, Margin] = {
-    "normface": Margin(_plain_psi, _plain_eta, 0.0, 0.0, "NormFace, ACM MM 2017"),
-    "cosface": Margin(_cosface_psi, _plain_eta, 0.0, 0.35, "CosFace, CVPR 2018"),
+    "normface": Margin(_plain_psi, plain_eta, 0.0, 0.0, "NormFace, ACM MM 2017"),
+    "cosface": Margin(_cosface_psi, plain_eta, 0.0, 0.35, "CosFace, CVPR 2018"),
     "arcface": Margin(
         _arcface_clamp_psi,
-        _plain_eta,
+        plain_eta,
         0.0,
         0.5,
         "ArcFace, CVPR 2019; OpenSphere: ψ = -1",
     ),
     "arcface_wrap": Margin(
-        _arcface_wrap_psi, _plain_eta, 0.0, 0.5, "ArcFace; InsightFace today: wraps"
+        _arcface_wrap_psi, plain_eta, 0.0, 0.5, "ArcFace; InsightFace today: wraps"
     ),
     "arcface_linear": Margin(
         _arcface_linear_psi,
-        _plain_eta,
+        plain_eta,
         0.0,
         0.5,
         "ArcFace; cos θ - m sin m beyond π - m",
     ),
     "arcface_easy": Margin(
-        _arcface_easy_psi, _plain_eta, 0.0, 0.5, "ArcFace; no margin beyond π/2"
+        _arcface_easy_psi, plain_eta, 0.0, 0.5, "ArcFace; no margin beyond π/2"
     ),
     "sphereface": Margin(
-        _sphereface_psi, _plain_eta, 1.0, 1.5, "SphereFace, CVPR 2017 = SphereFace-R v0"
+        _sphereface_psi, plain_eta, 1.0, 1.5, "SphereFace, CVPR 2017 = SphereFace-R v0"
     ),
     "sphereface_r_v1": Margin(
-        _sphereface_r_v1_psi, _plain_eta, 1.0, 1.5, "SphereFace Revived, TPAMI 2022, v1"
+        _sphereface_r_v1_psi, plain_eta, 1.0, 1.5, "SphereFace Revived, TPAMI 2022, v1"
     ),
     "sphereface_r_v2": Margin(
         _plain_psi, _sphereface_r_v2_eta, 1.0, 1.4, "SphereFace Revived, TPAMI 2022, v2"
@@ -174,7 +174,7 @@ MARGINS: dict[str, Margin] = {
     ),
     "sphereface_2017": Margin(
         _sphereface_2017_psi,
-        _plain_eta,
+        plain_eta,
         1.0,
         4.0,
         "SphereFace, CVPR 2017, with the annealing of its released training",

@@ -11,6 +11,7 @@ are no part of it: each is a biometric template of a person who was trained on.
 import dataclasses
 import functools
 import hashlib
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from hyperface_jax import augment, model_card, workdir
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import Backbone, create_backbone
 from hyperface_jax.checkpoint import Checkpoints
+from hyperface_jax.evaluation.embedder import Embedder, of_network
 
 DESCRIPTION, WEIGHTS = "model.json", "weights.npz"
 FORMAT = 1
@@ -76,11 +78,41 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of the weights."""
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves((self.params, self.batch_stats)):
-            digest.update(np.asarray(leaf).tobytes())
-        return digest.hexdigest()[:16]
+        """See `fingerprint`."""
+        return fingerprint(self.network, self.image_size, self.params, self.batch_stats)
+
+    def embedder(self, **options: Any) -> Embedder:
+        """For sets of images; options as `embedder.of_network`."""
+        return of_network(
+            self.backbone,
+            self.params,
+            self.batch_stats,
+            fingerprint=lambda: self.fingerprint,
+            image_size=self.image_size,
+            **options,
+        )
+
+
+def fingerprint(
+    network: Mapping[str, Any], image_size: int, params: Any, batch_stats: Any
+) -> str:
+    """Sixteen hexadecimal digits of a network and its weights.
+
+    Equal weights that are fed in another colour order are another network.
+
+    Args:
+      network: the values of `NETWORK`.
+      image_size: H = W.
+      params: nested dicts of arrays.
+      batch_stats: likewise.
+    """
+    facts = {key: network[key] for key in NETWORK}
+    facts["value_range"] = [float(bound) for bound in facts["value_range"]]
+    digest = hashlib.sha256(json.dumps([facts, image_size], sort_keys=True).encode())
+    for name, leaf in sorted(_flat(params, batch_stats).items()):
+        digest.update(name.encode())
+        digest.update(np.asarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def create(
@@ -153,27 +185,27 @@ def load(path: epath.PathLike, checkpoint: str = "last") -> Model:
 
 def _load_folder(folder: epath.Path) -> Model:
     facts = workdir.read_json(folder / DESCRIPTION)
-    if facts.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder / DESCRIPTION}: format {facts.get('format')}, expected {FORMAT}"
-        )
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{folder / DESCRIPTION}: format {found}, expected {FORMAT}")
     where = folder / WEIGHTS
     try:
         with where.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             flat = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{where}: cannot be read ({error})") from None
-    tree: Any = unflatten_dict(flat, sep="/")
     try:
+        tree: Any = unflatten_dict(flat, sep="/")
         model = create(
             facts["network"],
             tree.get("params", {}),
             tree.get("batch_stats", {}),
             image_size=facts["image_size"],
-            card=model_card.read(folder),
+            card=model_card.read(folder)
+            or model_card.of_import(facts["network"], facts["image_size"], {}),
         )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / DESCRIPTION}: damaged ({error!r})") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}: damaged ({error!r})") from None
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     if model.fingerprint != facts.get("fingerprint"):
@@ -200,14 +232,16 @@ def _load_workdir(folder: epath.Path, checkpoint: str) -> Model:
         step, params, batch_stats = checkpoints.restore_weights(
             step, use_ema=config.eval.use_ema
         )
-    facts = workdir.read_json(folder / workdir.CONFIG)
-    return create(
+    made = create(
         {key: config.backbone[key] for key in NETWORK},
         params,
         batch_stats,
         image_size=config.data.image_size,
-        card=model_card.of_run(folder, facts, step),
+        card={},
     )
+    facts = workdir.read_json(folder / workdir.CONFIG)
+    card = model_card.of_run(folder, facts, step, made.fingerprint)
+    return dataclasses.replace(made, card=card)
 
 
 def _flat(params: Any, batch_stats: Any) -> dict[str, Any]:

@@ -4,9 +4,7 @@ A card is a plain dict, written as `model_card.json` and `model_card.md` beside 
 workdir's checkpoints, converted model and export. What is not known says so.
 """
 
-import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -15,6 +13,8 @@ from hyperface_jax import workdir
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
 UNKNOWN = "not known"
+FED = ("color_order", "value_range", "batch_norm_epsilon")
+"""What a PyTorch file does not say of its network: `card["network"]["file"]`."""
 
 INTENDED = (
     "Embeddings of aligned face crops for research on face recognition: comparing "
@@ -28,20 +28,27 @@ LIMITS = (
 )
 
 
-def of_run(folder: epath.Path, facts: Mapping[str, Any], step: int) -> dict[str, Any]:
+def of_run(
+    folder: epath.Path, facts: Mapping[str, Any], step: int, weights: str
+) -> dict[str, Any]:
     """The card of a run's checkpoint.
 
     Args:
       folder: the workdir.
       facts: content of its config.json.
       step: of the checkpoint.
+      weights: their fingerprint. What was measured with others is left out.
     """
     config, data = facts["config"], facts["data"]
     head, backbone = config["head"], config["backbone"]
     start = folder / "started_from.json"
-    started = workdir.read_json(start) if start.exists() else {}
+    # The file of an earlier try may still be there.
+    is_there = config.get("init_from") and start.exists()
+    started = workdir.read_json(start) if is_there else {}
     results = folder / workdir.RESULTS
     measured = workdir.read_json(results) if results.exists() else {}
+    if measured.get("embedding", {}).get("weights") != weights:
+        measured = {}
     return {
         "network": {
             "name": backbone["name"],
@@ -63,13 +70,13 @@ def of_run(folder: epath.Path, facts: Mapping[str, Any], step: int) -> dict[str,
             "batch_size": config["train"]["batch_size"],
             "started_from": started.get("init_from") or "random weights",
         },
-        "evaluation": _evaluation(measured, step),
-        "thresholds": thresholds(measured, mirrored=config["eval"]["flip"]),
+        "evaluation": _evaluation(measured),
+        "thresholds": thresholds(measured),
         "weights_licence": started.get("licence") or "of whoever trained them",
         "intended_use": INTENDED,
         "limits": LIMITS,
         "versions": facts.get("versions", {}),
-        "commit": commit(),
+        "commit": facts.get("commit", ""),
     }
 
 
@@ -97,28 +104,38 @@ def of_import(
         "intended_use": INTENDED,
         "limits": LIMITS,
         "versions": {},
-        "commit": commit(),
+        "commit": workdir.commit(),
+    }
+
+
+def fed_with(card: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
+    """The card of the same network in a file that takes another kind of pixels."""
+    low, high = network["value_range"]
+    takes = f"{network['color_order']} in {low:g} to {high:g}"
+    fed = {key: network[key] for key in FED}
+    return dict(card) | {
+        "network": dict(card["network"]) | {"takes": takes, "file": fed}
     }
 
 
 def with_results(
-    card: Mapping[str, Any], measured: Mapping[str, Any], *, mirrored: bool
+    card: Mapping[str, Any], measured: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The card with an evaluation's metrics and operating points instead of its own."""
     return dict(card) | {
-        "evaluation": _evaluation(measured, measured.get("step", 0)),
-        "thresholds": thresholds(measured, mirrored=mirrored),
+        "evaluation": _evaluation(measured),
+        "thresholds": thresholds(measured),
     }
 
 
-def thresholds(measured: Mapping[str, Any], *, mirrored: bool) -> list[dict[str, Any]]:
+def thresholds(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Operating points of a results.json: cosine, FAR, impostor count, where.
 
     Args:
       measured: content of a results.json; {} for none.
-      mirrored: its embeddings are sums with those of the mirror images.
     """
     found = []
+    embedding = measured.get("embedding", {})
     for protocol in measured.get("protocols", []):
         impostors = protocol.get("counts", {}).get("impostor_pairs")
         for key, value in protocol.get("metrics", {}).items():
@@ -129,7 +146,11 @@ def thresholds(measured: Mapping[str, Any], *, mirrored: bool) -> list[dict[str,
                     "cosine": value,
                     "far": float(key.removeprefix("threshold@far=")),
                     "impostor_pairs": impostors,
-                    "mirror_image_added": mirrored,
+                    "compares": "templates"
+                    if protocol["name"].startswith("templates_")
+                    else "images",
+                    "mirror_image_added": embedding.get("mirror_image_added", True),
+                    "jitter": embedding.get("jitter", 0.0),
                     "calibrated_on": f"{protocol['test_set']}/{protocol['name']}",
                 }
             )
@@ -143,9 +164,9 @@ def write(folder: epath.Path, card: Mapping[str, Any], stem: str = "") -> None:
     workdir.write_text(folder / f"{prefix}{MARKDOWN}", markdown(card))
 
 
-def read(folder: epath.Path) -> dict[str, Any]:
-    """The card in a folder; {} without one."""
-    path = folder / JSON
+def read(folder: epath.Path, stem: str = "") -> dict[str, Any]:
+    """The card in a folder, or beside the file STEM.*; {} without one."""
+    path = folder / (f"{stem}.{JSON}" if stem else JSON)
     return workdir.read_json(path) if path.exists() else {}
 
 
@@ -181,21 +202,6 @@ def markdown(card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def commit() -> str:
-    """Of this package's repository, or "" where it is none."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parent,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip()
-
-
 def _input(network: Mapping[str, Any]) -> dict[str, Any]:
     low, high = network.get("value_range", (-1.0, 1.0))
     return {
@@ -205,9 +211,7 @@ def _input(network: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _evaluation(measured: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
-    if measured.get("step", step) != step:
-        return []  # of another checkpoint
+def _evaluation(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for protocol in measured.get("protocols", []):
         name = f"{protocol['test_set']}/{protocol['name']}"

@@ -27,6 +27,7 @@ def write_outputs(
     margin: str | None = None,
     margin_value: float | None = None,
     pictures: bool = True,
+    embedding: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes results, each file whole or absent, and logs the metrics.
 
@@ -42,6 +43,7 @@ def write_outputs(
       margin: loss whose curves are drawn, or None.
       margin_value: its m.
       pictures: show the hardest pairs.
+      embedding: `Embedder.facts`; None for embeddings from elsewhere.
     """
     versions = workdir.versions()
     metrics = protocols.flat_metrics(results)
@@ -52,6 +54,7 @@ def write_outputs(
             "metrics": metrics,
             "protocols": [result.to_json() for result in results],
             "summary": summary,
+            "embedding": dict(embedding or {}),
             "versions": versions,
         },
     )
@@ -63,6 +66,7 @@ def write_outputs(
     report.write_report(
         folder / workdir.REPORT,
         title=title,
+        model=model,
         config=config or {},
         versions=versions,
         training=training or [],

@@ -8,15 +8,9 @@ computes it is in `family`.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from hyperface_jax import geometry
-from hyperface_jax.margins import MARGINS, Margin, MarginContext
-
-
-def _plain_eta(cos: Array, target_cos: Array, context: MarginContext) -> Array:
-    del target_cos, context
-    return cos
+from hyperface_jax.margins import MARGINS, Margin, plain_eta
 
 
 def combined(m1: float = 1.0, m3: float = 0.2) -> Margin:
@@ -43,7 +37,7 @@ def combined(m1: float = 1.0, m3: float = 0.2) -> Margin:
         return jnp.where(beyond, -1, moved) - m3
 
     source = "ArcFace, CVPR 2019, section 2: CM1 (m1 1, m2 .3, m3 .2)"
-    return Margin(psi, _plain_eta, 0.0, 0.3, source)
+    return Margin(psi, plain_eta, 0.0, 0.3, source)
 
 
 def magface(
@@ -87,7 +81,7 @@ def magface(
         return strength * (a / upper**2 + 1 / a)
 
     source = "MagFace, CVPR 2021; models/magface.py"
-    return Margin(psi, _plain_eta, 0.0, 0.8, source, penalty)
+    return Margin(psi, plain_eta, 0.0, 0.8, source, penalty)
 
 
 def adaface() -> Margin:
@@ -105,7 +99,7 @@ def adaface() -> Margin:
         shifted = jnp.where((moved > 0) & (target_cos <= -edge), -1, shifted)
         return shifted - (m + m * quality)
 
-    return Margin(psi, _plain_eta, 0.0, 0.4, "AdaFace, CVPR 2022; head.py")
+    return Margin(psi, plain_eta, 0.0, 0.4, "AdaFace, CVPR 2022; head.py")
 
 
 def curricularface() -> Margin:

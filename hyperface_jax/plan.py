@@ -15,9 +15,11 @@ import jax
 import numpy as np
 
 from hyperface_jax import class_vectors, costs, sampling, sharding, streaming
+from hyperface_jax import config as config_lib
 from hyperface_jax.experiment import Experiment
 
 # Of the logits at the worst moment, all or a chunk's: as XLA compiles for a CPU.
+# An estimate; `streaming.DENSE_COPIES`, which decides, errs on the safe side.
 _DENSE_COPIES, _CHUNK_COPIES = 4, 6
 
 _UNSURE = 1.3
@@ -42,7 +44,11 @@ def head_shape(run: Experiment) -> tuple[int, int, int]:
             c.head.sample_rate, rows, c.train.batch_size, devices
         )
     gathered = c.train.batch_size // c.train.accumulate * devices // run.mesh.size
-    return local, gathered, streaming.choose_chunk(gathered, local, c.head.chunk)
+    return (
+        local,
+        gathered,
+        streaming.choose_chunk(gathered, local, c.head.chunk, _centres(run)),
+    )
 
 
 def memory(run: Experiment, counts: costs.BackboneCounts) -> dict[str, int]:
@@ -67,7 +73,8 @@ def memory(run: Experiment, counts: costs.BackboneCounts) -> dict[str, int]:
         "moving average and statistics": on_device(
             (state.ema, state.batch_stats, state.memory)
         ),
-        "gradients": on_device(state.params["backbone"]) + 4 * local * dim,
+        "gradients": on_device(state.params["backbone"])
+        + 4 * local * dim * _centres(run),
         "images": c.train.batch_size // mesh.size * image * 5,
         "activations": counts.activations,
         "head": logits_bytes(run) + 2 * 4 * gathered * dim,
@@ -78,7 +85,12 @@ def logits_bytes(run: Experiment) -> int:
     """Bytes of the logits that a device computes at once, with their copies."""
     local, gathered, chunk = head_shape(run)
     copies = _DENSE_COPIES if chunk == local else _CHUNK_COPIES
-    return copies * 4 * gathered * chunk
+    return copies * 4 * gathered * chunk * _centres(run)
+
+
+def _centres(run: Experiment) -> int:
+    """Class vectors of each class: sub-center ArcFace has several."""
+    return config_lib.member_of(run.config).centres
 
 
 def check_head(run: Experiment) -> None:

@@ -36,6 +36,7 @@ def write_report(
     path: epath.PathLike,
     *,
     title: str,
+    model: str,
     config: Mapping[str, Any],
     versions: Mapping[str, str],
     training: list[dict[str, Any]],
@@ -50,6 +51,7 @@ def write_report(
     Args:
       path: report.html, local or remote.
       title: heading of the page.
+      model: name of its row in tables.
       config: the resolved config, may be nested.
       versions: software and hardware by name.
       training: rows of metrics.jsonl; may be empty.
@@ -66,7 +68,7 @@ def write_report(
         report_rates.thresholds(results),
         report_rates.intervals(results),
         report_rates.groups(results),
-        report_rates.paper_tables(results),
+        report_rates.paper_tables(results, model),
         _open_sets(results),
         _pairs(results) if pictures else "",
         _training(training),

@@ -120,18 +120,19 @@ def groups(results: Sequence[ProtocolResult]) -> str:
     return html.section("Error rates by group", body) if body else ""
 
 
-def paper_tables(results: Sequence[ProtocolResult]) -> str:
+def paper_tables(results: Sequence[ProtocolResult], model: str) -> str:
     """The row of a paper's table, to copy as Markdown or LaTeX."""
     found = report_tables.columns(results)
     if not found:
         return ""
-    head = [f"{name} {heading}" for name, heading, _ in found]
-    table = html.table(head, [[escape(value) for _, _, value in found]])
+    head = ["model", *(f"{name} {heading}" for name, heading, _ in found)]
+    row = [model, *(value for _, _, value in found)]
+    table = html.table(head, [[escape(value) for value in row]])
     sources = "".join(
         f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>"
         for name, text in (
-            ("Markdown", report_tables.markdown(results)),
-            ("LaTeX", report_tables.latex(results)),
+            ("Markdown", report_tables.markdown(results, model)),
+            ("LaTeX", report_tables.latex(results, model)),
         )
     )
     return html.section("As papers print it (percent)", table + sources)

@@ -1,30 +1,27 @@
 """Evaluates the network of a run: while training, at its end, and later."""
 
 import datetime
-import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from hyperface_jax import (
     classifier,
     hosts,
+    initial,
     metric_writer,
+    model,
     model_card,
     outputs,
     workdir,
 )
 from hyperface_jax import config as config_lib
 from hyperface_jax.checkpoint import Checkpoints
-from hyperface_jax.data.evaluation_set import EvaluationSet
-from hyperface_jax.data.records import ids_of
 from hyperface_jax.evaluation import protocols, stored
-from hyperface_jax.evaluation.embed import ViewsFn, embed_to_store
-from hyperface_jax.evaluation.embedded import Embedded, Options, needed_rows
+from hyperface_jax.evaluation.embedded import Options
+from hyperface_jax.evaluation.embedder import Embedder
 from hyperface_jax.evaluation.groups import read_groups
 from hyperface_jax.evaluation.results import ProtocolResult
 from hyperface_jax.evaluation.templates import parse_pooling
@@ -51,20 +48,10 @@ def evaluate_state(
         group_fmr=c.eval.group_fmr,
         distractors=c.eval.distractors,
     )
-    embedded = [
-        embed_test_set(run, state, test, options) for test in run.evaluation_sets
-    ]
+    embedder = embedder_of(run, state)
+    embedded = [embedder.embed(test, options) for test in run.evaluation_sets]
     return protocols.run_protocols(
         embedded, c.eval.protocols, hardest=hardest, image_size=c.data.image_size
-    )
-
-
-def embed_test_set(
-    run: Experiment, state: TrainState, test: EvaluationSet, options: Options
-) -> Embedded:
-    """Embeds what the protocols of a set need with the weights of a state."""
-    return protocols.embed_evaluation_set(
-        test, _views_fn(run, state), options, **_embed_settings(run)
     )
 
 
@@ -85,19 +72,24 @@ def make_options(
     )
 
 
-def _views_fn(run: Experiment, state: TrainState) -> ViewsFn:
-    weights, batch_stats = state.evaluation_weights(run.config.eval.use_ema)
-    return lambda images: run.embed(weights, batch_stats, images)
-
-
-def _embed_settings(run: Experiment) -> dict[str, Any]:
+def embedder_of(run: Experiment, state: TrainState) -> Embedder:
+    """The network of a run with the weights of a state, as its config says."""
     c = run.config
-    return {
-        "image_size": c.data.image_size,
-        "batch_size": c.eval.batch_size,
-        "threads": c.data.threads,
-        "mesh": run.mesh,
-    }
+    weights, batch_stats = state.evaluation_weights(c.eval.use_ema)
+    network = {key: c.backbone[key] for key in model.NETWORK}
+    return Embedder(
+        views=lambda images: run.embed(weights, batch_stats, images),
+        flip=c.eval.flip,
+        jitter=c.eval.jitter,
+        dimension=c.backbone.embedding_dim,
+        fingerprint=lambda: model.fingerprint(
+            network, c.data.image_size, weights, batch_stats
+        ),
+        image_size=c.data.image_size,
+        batch_size=c.eval.batch_size,
+        threads=c.data.threads,
+        mesh=run.mesh,
+    )
 
 
 def evaluate_and_report(
@@ -109,7 +101,9 @@ def evaluate_and_report(
     report_run(run, state, folder, results, best_step=best_step)
     if hosts.is_first() and (folder / workdir.CONFIG).exists():
         facts = workdir.read_json(folder / workdir.CONFIG)
-        model_card.write(folder, model_card.of_run(folder, facts, int(state.step)))
+        weights = embedder_of(run, state).fingerprint()
+        card = model_card.of_run(folder, facts, int(state.step), weights)
+        model_card.write(folder, card)
     return results
 
 
@@ -139,6 +133,7 @@ def report_run(
         margin=c.head.loss if has_margin else None,
         margin_value=float(run.margin(state.step)) if has_margin else None,
         pictures=c.report.pictures,
+        embedding=embedder_of(run, state).facts,
     )
 
 
@@ -158,7 +153,9 @@ def open_workdir(
             f"--workdir {folder}: no {workdir.CONFIG}, expected the folder of a run"
         )
     saved = config_lib.load(folder / workdir.CONFIG)
-    run = create_experiment(saved if config is None else config)
+    run = create_experiment(
+        saved if config is None else initial.begin(config, saved)[0]
+    )
     if config is not None:
         config_lib.check_resumable(saved, run.config)
     with Checkpoints(
@@ -217,40 +214,3 @@ def _summary(
     if bad := max((int(row.get("bad_records", 0)) for row in training), default=0):
         facts["Unreadable training images"] = f"{bad}, trained with weight 0"
     return facts | {"Evaluated": f"{today:%Y-%m-%d %H:%M} UTC"}
-
-
-def store_embeddings(
-    run: Experiment,
-    state: TrainState,
-    test: EvaluationSet,
-    folder: Path,
-    *,
-    part: int = 0,
-    parts: int = 1,
-) -> stored.EmbeddingStore:
-    """Computes what is missing of a set's embeddings in a folder."""
-    rows = needed_rows(test)
-    names = {row: id_ for id_, row in ids_of(test.faces.source).items()}
-    weights = state.evaluation_weights(run.config.eval.use_ema)
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(weights):
-        digest.update(np.asarray(leaf).tobytes())
-    store = stored.EmbeddingStore.create(
-        folder,
-        [names.get(int(row), f"#{row}") for row in rows],
-        views=2 if run.config.eval.flip else 1,
-        dimension=run.config.backbone.embedding_dim,
-        images=f"{test.faces.fingerprint}, {run.config.data.image_size} pixels"
-        + (f", jitter {run.config.eval.jitter:g}" if run.config.eval.jitter else ""),
-        weights=digest.hexdigest()[:16],
-    )
-    embed_to_store(
-        store,
-        _views_fn(run, state),
-        test.faces,
-        rows,
-        part=part,
-        parts=parts,
-        **_embed_settings(run),
-    )
-    return store

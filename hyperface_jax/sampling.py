@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from hyperface_jax.sharding import AXES, class_devices, is_class_array
+from hyperface_jax.sharding import AXES, class_devices, is_class_array, split_axes
 
 
 class Sampler(NamedTuple):
@@ -78,7 +78,7 @@ def make_sampler(
       mesh: of all devices, or None for one.
       class_axes: axes of the mesh that hold classes.
     """
-    axes = class_axes if mesh is not None and mesh.size > 1 else ()
+    axes = split_axes(mesh, class_axes)
     devices = class_devices(mesh, axes) if mesh is not None else 1
     local = rows // devices
     count = rows_per_device(rate, rows, batch_size, devices)

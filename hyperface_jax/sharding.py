@@ -56,6 +56,11 @@ def class_axes(where: str) -> tuple[str, ...]:
     return AXES if where == "all" else ("model",)
 
 
+def split_axes(mesh: Mesh | None, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """The axes over which classes are really split: () on one device."""
+    return axes if mesh is not None and mesh.size > 1 else ()
+
+
 def class_devices(mesh: Mesh, axes: tuple[str, ...]) -> int:
     """Number of devices over which classes are split."""
     return math.prod(mesh.shape[axis] for axis in axes)

@@ -20,7 +20,7 @@ from hyperface_jax import class_sums, geometry
 from hyperface_jax.class_loss import Aux, ClassLoss, Examples, check_shapes
 from hyperface_jax.class_rows import ClassRows, rows_on_device
 from hyperface_jax.class_sums import ClassSums
-from hyperface_jax.sharding import AXES
+from hyperface_jax.sharding import AXES, split_axes
 
 CHUNK_ELEMENTS = 1 << 22
 """B x chunk of an automatic chunk: 16 MiB a float32 matrix, four or five at a time."""
@@ -32,13 +32,14 @@ DENSE_COPIES = 6
 """Of the matrix of logits, at the worst moment of the backward pass."""
 
 
-def choose_chunk(batch: int, rows: int, chunk: int = 0) -> int:
+def choose_chunk(batch: int, rows: int, chunk: int = 0, centres: int = 1) -> int:
     """Classes at a time on one device: a divisor of `rows`, or `rows` itself (dense).
 
     Args:
       batch: B, examples that a device multiplies with its classes.
       rows: classes of one device, padding included.
       chunk: 0 chooses; else the largest divisor of `rows` up to it is taken.
+      centres: class vectors of each class; each has its cosine.
 
     Raises:
       ValueError: `chunk` is negative.
@@ -46,9 +47,9 @@ def choose_chunk(batch: int, rows: int, chunk: int = 0) -> int:
     if chunk < 0:
         raise ValueError(f"head.chunk is {chunk}, expected 0 (automatic) or more")
     if not chunk:
-        if DENSE_COPIES * 4 * batch * rows <= DENSE_BYTES:
+        if DENSE_COPIES * 4 * batch * rows * centres <= DENSE_BYTES:
             return rows
-        chunk = max(CHUNK_ELEMENTS // batch, 1)
+        chunk = max(CHUNK_ELEMENTS // (batch * centres), 1)
     return max(d for d in _divisors(rows) if d <= max(min(chunk, rows), 1))
 
 
@@ -116,12 +117,15 @@ def evaluate(
             prototypes,
             rows,
             num_classes=num_classes,
-            chunk=choose_chunk(len(everyones_labels), len(prototypes), chunk),
+            chunk=choose_chunk(
+                *(len(everyones_labels), len(prototypes), chunk),
+                centres=prototypes.shape[1] if prototypes.ndim == 3 else 1,
+            ),
             axes=axes,
         )
         return loss.finish(own, class_sums.across(sums, axes) if axes else sums)
 
-    axes = class_axes if mesh is not None and mesh.size > 1 else ()
+    axes = split_axes(mesh, class_axes)
     if not axes:
         return local(context, embeddings, labels, prototypes, ids, given or {})
     batch, classes = PartitionSpec(AXES), PartitionSpec(class_axes)

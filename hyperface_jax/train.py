@@ -61,18 +61,18 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
     config_lib.validate(config)
     folder = workdir.create(path)
     hosts.check_shared(folder)
-    start = initial.load(config)
-    run = create_experiment(initial.adopted(config, start) if start else config)
-    plan.check_head(run)
-    facts = _facts(run)
-    hosts.check_agreement(config_lib.flatten(facts))
     with Checkpoints(
-        folder,
-        keep_last=run.config.log.keep_last,
-        best_metric=run.config.log.best_metric,
+        folder, keep_last=config.log.keep_last, best_metric=config.log.best_metric
     ) as checkpoints:
-        hosts.check_agreement({"last checkpoint": checkpoints.latest_step})
         resuming = checkpoints.latest_step is not None
+        known = resuming and (folder / workdir.CONFIG).exists()
+        saved = config_lib.load(folder / workdir.CONFIG) if known else None
+        config, start = initial.begin(config, saved)
+        run = create_experiment(config)
+        plan.check_head(run)
+        facts = _facts(run)
+        hosts.check_agreement(config_lib.flatten(facts))
+        hosts.check_agreement({"last checkpoint": checkpoints.latest_step})
         if resuming and checkpoints.latest_step > run.config.train.steps:
             raise ValueError(
                 f"train.steps is {run.config.train.steps}, but the run in {folder} is "
@@ -80,7 +80,7 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
             )
         _claim(folder, facts, run.config, resuming)
         state = run.create_state()
-        if start and not resuming:
+        if start:
             state = initial.put_into(state, start)
             if hosts.is_first():
                 initial.remember(folder, run.config, start)
@@ -226,7 +226,7 @@ def _claim(
             )
     hosts.barrier("all hosts have read the config of the workdir")
     if hosts.is_first():
-        workdir.write_json(path, facts)
+        workdir.write_json(path, facts | {"commit": workdir.commit()})
 
 
 def _describe(run: Experiment, state: TrainState) -> None:

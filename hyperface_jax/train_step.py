@@ -9,7 +9,8 @@ import optax
 
 from hyperface_jax import geometry, optimizer, schedules
 from hyperface_jax.backbones import Backbone
-from hyperface_jax.classifier import Carried, Head
+from hyperface_jax.carried import Carried
+from hyperface_jax.classifier import Head
 from hyperface_jax.sampling import Sampler
 from hyperface_jax.train_state import TrainState
 
@@ -42,7 +43,8 @@ def make_train_step(
       prototype_norm: "project" puts the prototypes back on the sphere.
       sampler: draws the classes that take part, or None for all.
       accumulate: the batch is cut into so many parts, one after the other; gradients
-        are those of the whole batch, BatchNorm's statistics those of each part.
+        are those of the whole batch, BatchNorm's statistics those of each part, as is
+        what a loss looks at in its batch (`adaptive`).
       ema_decay: decay a step of the moving average of the weights; 0 is off.
 
     Returns:

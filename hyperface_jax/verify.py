@@ -59,12 +59,19 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
             for path in (a.first, a.second)
         ]
     )
-    thresholds = made.card.get("thresholds", [])
-    mirrored = all(row["mirror_image_added"] for row in thresholds)
+    thresholds = [
+        row
+        for row in made.card.get("thresholds", [])
+        if row.get("compares", "images") == "images"
+    ]
+    # As the thresholds were measured: all of them in one evaluation.
+    views = {
+        "flip": all(row["mirror_image_added"] for row in thresholds),
+        "jitter": max((row.get("jitter", 0.0) for row in thresholds), default=0.0),
+    }
     params, stats = jax.device_put((made.params, made.batch_stats))
-    run = make_embed_fn(made.backbone, flip=mirrored)
-    views = run(params, stats, jnp.asarray(images))
-    one, two = np.asarray(views, np.float64).sum(axis=1)
+    found = make_embed_fn(made.backbone, **views)(params, stats, jnp.asarray(images))
+    one, two = np.asarray(found, np.float64).sum(axis=1)
     lengths = np.linalg.norm(one) * np.linalg.norm(two)
     score = float(one @ two / lengths) if lengths else 0.0
     rows = [row | {"above": score >= row["cosine"]} for row in thresholds]

@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -116,6 +118,21 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def commit() -> str:
+    """Of this package's own repository, or "" where it comes from none."""
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "rev-parse", "--show-toplevel", "--short", "HEAD"]
+    try:
+        found = subprocess.run(
+            command, capture_output=True, text=True, cwd=root, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    top, _, name = found.stdout.strip().partition("\n")
+    # Installed below somebody's repository, it is theirs.
+    return name if top and Path(top).resolve() == root else ""
 
 
 def versions() -> dict[str, str]:

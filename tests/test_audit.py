@@ -98,7 +98,7 @@ def test_wrong_arguments_are_one_line(tmp_path, planted):
     assert len(sources.open_path(str(folder))) == 480
 
 
-def test_sub_centres_find_the_images_that_gather_elsewhere(rng):
+def test_sub_centres_find_the_images_that_gather_elsewhere(monkeypatch):
     """Three clean images near one centre, a wrong one near another; by the rule."""
     centres = np.zeros((2, 2, 3))
     centres[0] = [[1, 0, 0], [0, 1, 0]]
@@ -107,6 +107,7 @@ def test_sub_centres_find_the_images_that_gather_elsewhere(rng):
         [[5, 0.1, 0], [3, 0, 0.2], [2, 0.1, 0.1], [0.1, 4, 0], [0, 0.3, 1.0], [0, 0, 0]]
     )
     labels = np.array([0, 0, 0, 0, 1, 0])
+    monkeypatch.setattr(sub_centres, "BLOCK", 2)
     far = sub_centres.far_from_dominant(embeddings, labels, centres)
     assert far.rows.tolist() == [3]
     assert far.cosines[0] == pytest.approx(0.1 / np.hypot(0.1, 4))
@@ -136,3 +137,13 @@ def test_a_sub_center_run_cleans_its_own_training_set(tmp_path):
     store = out / "embeddings" / "images"
     with pytest.raises(ValueError, match="--sub_centres needs --workdir"):
         run(*source, "--embeddings", store, "--out", tmp_path / "b")
+    assert not (tmp_path / "b").exists()  # before any work
+    # Of another size than the embeddings of what they are compared with.
+    np.save(tmp_path / "small.npy", np.ones((144, 8), np.float32))
+    with pytest.raises(ValueError, match=r"of 8 numbers, those of images have 16"):
+        run(
+            *source[:2],
+            *("--embeddings", store, "--threshold", 0.9, "--out", tmp_path / "c"),
+            *("--against", f"{faces / 'images'};{faces / 'pairs.txt'}"),
+            *("--against_embeddings", tmp_path / "small.npy"),
+        )

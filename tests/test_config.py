@@ -62,6 +62,30 @@ def test_without_hard_normalisation_the_margin_starts_at_one(arg):
     assert schedule(c.train.steps) == pytest.approx(c.head.margin)
 
 
+@pytest.mark.parametrize(
+    ("loss", "start"), [("arcface", 0.0), ("sphereface", 1.0), ("cosface", 0.0)]
+)
+def test_a_margin_grows_from_none(loss, start):
+    """Which is 0 where it is added, 1 where it multiplies."""
+    c = config_lib.default_config()
+    c.head.loss, c.head.margin = loss, -1.0
+    c.head.margin_schedule, c.head.margin_steps = "linear", (100,)
+    c.train.steps = 100
+    c = resolved(c.lock())
+    assert config_lib.margin_schedule(c)(0) == start
+    assert config_lib.margin_schedule(c)(100) == pytest.approx(c.head.margin)
+
+
+def test_an_unused_margin_start_contradicts_nothing():
+    """Runs from before it followed the loss wrote 1."""
+    c = config_lib.default_config()
+    c.train.steps = 100
+    c = resolved(c.lock())
+    saved = c.to_dict()
+    saved["head"]["margin_start"] = 0.0
+    assert config_lib.check_resumable(saved, c) == []
+
+
 def test_milestones_in_epochs():
     c = load_file("baselines").get_config("loss=arcface,recipe=adaface,data=casia")
     c = resolved(c, 10_572, 512 * 1000)

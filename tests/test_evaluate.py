@@ -197,7 +197,7 @@ def test_several_sets_and_their_combination(tmp_path, lfw):
     assert len({line.count("|") for line in table.splitlines()}) == 1
     assert table.splitlines()[2].startswith("| ours | ")
     tex = (tmp_path / "out" / "results.tex").read_text()
-    assert r"\begin{tabular}{lrrr}" in tex
+    assert r"\begin{tabular}{lrr}" in tex
     assert r"lfw, lfw & " in tex
 
 

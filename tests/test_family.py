@@ -11,7 +11,8 @@ import reference_family as reference
 
 from hyperface_jax import adaptive, family, regularizers, schedules, sharding
 from hyperface_jax import margins as margins_lib
-from hyperface_jax.classifier import Carried, Head
+from hyperface_jax.carried import Carried
+from hyperface_jax.classifier import Head
 
 core = pytest.mark.core  # also on jax 0.11; meshes are there in test_streaming
 
@@ -344,6 +345,27 @@ def test_what_does_not_fit_is_said_in_one_line(name, settings, message):
         Head(name, C, schedules.constant(0.5), **settings)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sphereface2_c", r"carried=Carried\(trained=head.trained\(\)\)"),
+        ("adaface", r"carried=Carried\(memory=head.memory\(rows, dim\)\)"),
+        ("vpl_arcface", r"carried=Carried\(memory=head.memory\(rows, dim\)\)"),
+        ("elasticface_arc", r"carried=Carried\(key=a random key\)"),
+    ],
+)
+def test_what_a_loss_carries_is_asked_for(name, message):
+    head = Head(name, C, schedules.constant(0.5))
+    x, w = jnp.ones((2, 4)), jnp.ones((C, head.centres, 4))
+    with pytest.raises(ValueError, match=f"{name} needs {message}"):
+        head(x, jnp.arange(2), w[:, 0] if head.centres == 1 else w, 0)
+
+
+def test_plain_softmax_has_no_filter():
+    with pytest.raises(ValueError, match=r"interclass_filter is 0\.4 with plain_soft"):
+        Head("plain_softmax", C, schedules.constant(0), interclass_filter=0.4)
 
 
 def test_every_row_has_a_source_and_a_sound_margin():

@@ -20,6 +20,7 @@ from hyperface_jax import (
     export,
     model,
     model_card,
+    run_evaluation,
     train,
     verify,
 )
@@ -166,6 +167,45 @@ def test_training_starts_from_a_model(run, tmp_path):
     wrong = small_config(faces, init_from=str(folder), data__image_size=48)
     with pytest.raises(ValueError, match=r"data.image_size is 48, expected 32: init_f"):
         train.train_and_evaluate(wrong, tmp_path / "wrong")
+    # The run has its network: it is evaluated and goes on without the model.
+    shutil.rmtree(folder)
+    results = run_evaluation.evaluate_workdir(config, tmp_path / "run")
+    assert results[0].metrics["auc"] > 0
+    with config.unlocked():
+        config.train.steps = 2
+    state = train.train_and_evaluate(config, tmp_path / "run")
+    assert int(state.step) == 2
+
+
+def test_a_card_says_nothing_of_other_weights(run, tmp_path):
+    """Thresholds of a results.json hold for the weights that it measured, no others."""
+    work, _ = run
+    copy = tmp_path / "copy"
+    shutil.copytree(work, copy)
+    assert model.load(copy).card["thresholds"]
+    results = json.loads((copy / "results.json").read_text())
+    assert results["embedding"] == {
+        "weights": model.load(copy).fingerprint,
+        "mirror_image_added": True,
+        "jitter": 0.0,
+    }
+    results["embedding"]["weights"] = "0" * 16
+    (copy / "results.json").write_text(json.dumps(results))
+    card = model.load(copy).card
+    assert card["thresholds"] == []
+    assert card["evaluation"] == []
+
+
+def test_a_model_without_its_card_has_a_poor_one(tmp_path):
+    folder = model.save(made(), tmp_path / "m")
+    (folder / model_card.JSON).unlink()
+    file = call(export, folder, "--out", tmp_path / "x.npz")
+    assert file.exists()
+    card = json.loads((tmp_path / "x.model_card.json").read_text())
+    assert card["weights_licence"] == model_card.UNKNOWN
+    (folder / model.DESCRIPTION).write_text("[]")
+    with pytest.raises(ValueError, match="format None, expected 1"):
+        model.load(folder)
 
 
 # --- conversion -----------------------------------------------------------------------
@@ -200,10 +240,51 @@ def test_conversion_keeps_the_embeddings(layout, shared, tmp_path):
     oracle = np.load(shared("oracles/backbones.npz"))["insightface/iresnet18"]
     error = np.abs(embeddings - oracle).max() / np.abs(oracle).max()
     assert error < 1e-4
-    back = call(convert, folder, "--out", tmp_path / "back.pth")
+    if layout == "magface":
+        with pytest.raises(
+            ValueError, match=r"on pixels in \[0, 1\], .* expected \[-1"
+        ):
+            call(convert, folder, "--out", tmp_path / "back.pth")
+    more = ["--as_is"] if layout == "magface" else []
+    back = call(convert, folder, "--out", tmp_path / "back.pth", *more)
     again = torch_file.read(back)
     for key, value in weights.items():
         np.testing.assert_array_equal(again[key], value)
+    # The card beside it says what the file cannot.
+    twice = model.load(call(convert, back, "--out", tmp_path / "twice"))
+    assert twice.network == found.network
+    assert twice.card["weights_licence"] == "MIT"
+
+
+def test_a_file_for_pytorch_takes_rgb(tmp_path):
+    """The same function as the model's, which takes BGR and has its own epsilon."""
+    first = made(name="iresnet18", width=8, color_order="BGR", batch_norm_epsilon=1e-3)
+    folder = model.save(first, tmp_path / "m")
+    file = call(convert, folder, "--out", tmp_path / "x.pth")
+    (tmp_path / "x.model_card.json").rename(tmp_path / "elsewhere.json")
+    again = model.load(call(convert, file, "--out", tmp_path / "again"))
+    assert again.network["color_order"] == "RGB"
+    assert again.network["batch_norm_epsilon"] == 1e-5
+    want = np.asarray(first.embed(images()))
+    error = np.abs(again.embed(images()) - want).max() / np.abs(want).max()
+    assert error < 1e-5
+
+
+def test_another_colour_order_is_another_model(tmp_path):
+    """Its embeddings are not those of the first, though the weights are."""
+    first, second = made(), made(color_order="BGR")
+    np.testing.assert_array_equal(
+        jax.tree.leaves(first.params)[0], jax.tree.leaves(second.params)[0]
+    )
+    assert first.fingerprint != second.fingerprint
+    model.save(first, tmp_path / "m")
+    write_images(tmp_path / "faces")
+    arguments = ("--source", tmp_path / "faces", "--out", tmp_path / "kept")
+    call(embed, tmp_path / "m", *arguments)
+    call(embed, tmp_path / "m", *arguments)
+    model.save(second, tmp_path / "m")
+    with pytest.raises(ValueError, match="kept holds embeddings with other weights"):
+        call(embed, tmp_path / "m", *arguments)
 
 
 def test_what_cannot_be_converted_is_said(tmp_path):
@@ -425,6 +506,14 @@ def test_a_model_is_evaluated_and_its_card_gets_the_thresholds(run, tmp_path):
     card = model.load(folder).card
     assert card["weights_licence"] == "ours"
     assert card["thresholds"]
+    other = str(tmp_path / "parts")
+    for part in ("1/2", "2/2"):
+        more = ["--out", other, "--part", part]
+        p = evaluate.parser().parse_args([*map(str, arguments), *more])
+        assert evaluate.evaluate_files(p) == []
+    more = ["--protocols", "verification", "--out", other]
+    p = evaluate.parser().parse_args([*map(str, arguments), *more])
+    assert evaluate.evaluate_files(p)[0].metrics == results[0].metrics
     with pytest.raises(ValueError, match=r"--set missing: .* is a model without data"):
         evaluate.evaluate_files(
             evaluate.parser().parse_args(["--workdir", str(folder)])
@@ -445,5 +534,12 @@ def test_verify_gives_a_score_its_thresholds_and_the_pictures(run, tmp_path, cap
     assert Image.open(tmp_path / "pair.png").size == (64, 32)
     assert "a score is no identity" in caplog.text
     assert "same person" not in caplog.text
+    copy = tmp_path / "copy"
+    shutil.copytree(work, copy)
+    results = json.loads((copy / "results.json").read_text())
+    for protocol in results["protocols"]:
+        protocol["name"] = "templates_verification"
+    (copy / "results.json").write_text(json.dumps(results))
+    assert call(verify, copy, one, two)["thresholds"] == []  # of pooled templates
     with pytest.raises(ValueError, match=r"gone.jpg: No such file"):
         call(verify, work, one, tmp_path / "gone.jpg")

@@ -38,6 +38,7 @@ def test_counts_are_the_published_ones(name, parameters, macs):
 
 
 MANY = {"backbone__name": "sfnet4", "head__class_multiple": 2**16}
+SUB_CENTRES = MANY | {"head__loss": "subcenter_arcface", "head__margin": 0.5}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -49,10 +50,11 @@ MANY = {"backbone__name": "sfnet4", "head__class_multiple": 2**16}
         ({"backbone__name": "sfnet20_deprecated", "mesh__model": 2}, 0.15),
         (MANY, 0.15),
         (MANY | {"head__chunk": 2048}, 0.15),
+        (SUB_CENTRES, 0.2),
         # For a CPU XLA merges what BatchNorm computes again with the first time.
         ({"backbone__name": "iresnet18", "train__ema_decay": 0.9}, 0.3),
     ],
-    ids=["sfnet10_bn", "sfnet20", "dense head", "chunks", "iresnet18"],
+    ids=["sfnet10_bn", "sfnet20", "dense head", "chunks", "sub-centres", "iresnet18"],
 )
 def test_memory_against_the_compiled_step(keys, tolerance, tmp_path):
     """State to the byte; all together near the compiler's own account."""

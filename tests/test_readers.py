@@ -383,6 +383,11 @@ def test_files_that_are_not_what_they_seem(tmp_path):
     bomb = bomb[:at] + struct.pack(">HH", 65500, 65500) + bomb[at + 4 :]
     with pytest.raises(BadRecordError, match="an image of 65500 x 65500 pixels"):
         decode.decode_image(bomb, 32)
+    # What only looks at sizes opens no other formats either, and believes no header.
+    assert decode.size_of(toy.jpeg(toy.person_image(0, 0))) == (32, 32)
+    for data in (bomb, b"%!PS-Adobe-3.0 EPSF", b""):
+        with pytest.raises(BadRecordError):
+            decode.check_size(data, 32)
 
 
 def test_tars_with_links_and_tars_that_are_cut_off(tmp_path):

@@ -56,6 +56,7 @@ def make_result(name="lfw"):
 def write(path, **changes):
     arguments = {
         "title": "A run <script>alert(1)</script>",
+        "model": "ours",
         "config": {"loss": {"margin": "cosface", "m": 0.35}, "root": "/a&b", "e": {}},
         "versions": {"jax": "9.8.7"},
         "training": TRAINING,

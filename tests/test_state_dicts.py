@@ -14,6 +14,7 @@ from hyperface_jax.interop.state_dicts import (
     LAYOUTS,
     find_state_dict,
     guess_backbone,
+    image_size,
 )
 from hyperface_jax.interop.torch_objects import Opaque
 
@@ -319,10 +320,30 @@ def test_networks_by_their_blocks(weights, name):
     assert find_state_dict(weights).candidates == (name,)
 
 
+def test_a_parallel_ir_network_is_not_taken_for_opensphere():
+    """OpenSphere has no IR; AdaFace's and CurricularFace's may be for BGR."""
+    found = find_state_dict(under("module.", IR50))
+    assert found.color_order is None
+    assert found.candidates == ("ir50",)
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [(vit(512, 12), "pos_embed"), (mbf((1, 4, 6, 2)), "features.layers.0.layers.0.we")],
+)
+def test_a_weight_that_tells_the_size_is_missing(weights, name):
+    left = {k: v for k, v in weights.items() if not k.startswith(name)}
+    with pytest.raises(ValueError, match=f"no {name}.* tells the size of the images"):
+        image_size(left)
+    whole = left | {name: np.ones(3, np.float32)}
+    with pytest.raises(ValueError, match="tells the size of the images"):
+        image_size(whole)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (vit(1024, 48), "vit names with width and blocks 1024, 48, which is none"),
+        (vit(1024, 47), "vit names with width and blocks 1024, 47, which is none"),
         (IRESNET | {"layer1.2.x": PROTOTYPES}, "iresnet names with blocks 3, 2, 2, 2"),
         (IR50 | {"body.0.res_layer.se_block.fc1.weight": PROTOTYPES}, "squeeze-and-ex"),
         (IR50 | {"body.0.res_layer.6.weight": PROTOTYPES}, "of bottlenecks or"),

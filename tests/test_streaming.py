@@ -231,6 +231,8 @@ def test_dense_is_chosen_where_it_fits():
     assert streaming.choose_chunk(64, 4096) == 4096
     assert streaming.choose_chunk(512, 131072) == 131072
     assert streaming.choose_chunk(512, 1048576) == 8192
+    # A cosine for each of a class's vectors.
+    assert streaming.choose_chunk(512, 131072, centres=3) == 2048
     with pytest.raises(ValueError, match=r"head.chunk is -1, expected 0"):
         streaming.choose_chunk(8, 64, -1)
 

@@ -37,8 +37,10 @@ ALLOWED = {
     "streaming": {"geometry", "class_loss", "class_rows", "class_sums", "sharding"},
     "class_vectors": {"geometry"},
     "sampling": {"sharding"},
+    "carried": {"family"},
     "classifier": {
         "adaptive",
+        "carried",
         "class_loss",
         "class_rows",
         "family",

@@ -18,6 +18,7 @@ from hyperface_jax import (
     train_step,
 )
 from hyperface_jax.backbones import create_backbone
+from hyperface_jax.carried import Carried
 
 pytestmark = pytest.mark.core
 
@@ -284,9 +285,7 @@ def test_every_loss_has_a_downhill_gradient(loss):
     memory = head.memory(16, 8)
 
     def mean(params):
-        carried = classifier.Carried(
-            params.get("head", {}), memory, key=jax.random.key(0)
-        )
+        carried = Carried(params.get("head", {}), memory, key=jax.random.key(0))
         where = (params["backbone"], y, params["prototypes"], 0, None)
         return jnp.mean(head(*where, carried)[0])
 

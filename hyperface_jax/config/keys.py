@@ -102,7 +102,7 @@ def default_config() -> Config:
     c.head.scale_factor = 2.3  # of "auto"; the authors' own s are 2.2-2.5 times it
     c.head.margin = 1.4  # m at the end of its schedule; -1: the loss's default
     c.head.margin_schedule = "constant"  # constant | stairs | linear
-    c.head.margin_start = 1.0  # m before the first stair, or at step 0
+    c.head.margin_start = -1.0  # m before the first stair, or at step 0; -1: no margin
     c.head.margin_steps = (
         0,
     )  # stairs: where m rises; linear: (last step of the ramp,)
@@ -111,7 +111,7 @@ def default_config() -> Config:
     c.head.detach = "auto"  # cosine (CGD) | none | angle; auto: as published
     c.head.clamp = "exact"  # exact | official (cosines clipped to 1 - 1e-5)
     c.head.prototype_norm = "project"  # project (official) | differentiate
-    c.head.prototype_init = "xavier_normal"  # xavier_normal | normal
+    c.head.prototype_init = "xavier_normal"  # xavier_normal | normal | unit
     c.head.loss_weight = 50.0  # lw
     c.head.divide_by_scale = True  # lw/s where there is an s
     c.head.annealing = False  # sphereface_2017: mix with plain cosine by λ(step)

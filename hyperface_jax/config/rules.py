@@ -52,6 +52,8 @@ def resolve(config: Config, *, num_classes: int, num_examples: int) -> Config:
     member = member_of(c)
     if c.head.margin == -1:
         c.head.margin = member.margin.default
+    if c.head.margin_start == -1:
+        c.head.margin_start = member.margin.neutral
     if c.head.detach == "auto":
         c.head.detach = member.detach
     if c.head.loss == classifier.PLAIN_SOFTMAX:
@@ -118,6 +120,8 @@ def check_resumable(saved: Mapping[str, Any], config: Config) -> list[str]:
     old, new = flatten(default_config()) | flatten(saved), flatten(config)
     for flat in (old, new):  # a copy on disk is the same data in the same order
         flat["data.cache"] = "ram" if flat.get("data.cache") == "ram" else "none"
+        if flat["head.margin_schedule"] == "constant":
+            flat["head.margin_start"] = -1  # nobody reads it
     extended, contradictions = [], []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key.startswith(_RUNTIME):

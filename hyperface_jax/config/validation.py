@@ -169,10 +169,8 @@ def validate(config: Config) -> None:
 
 
 def member_of(config: Config) -> family.Member:
-    """The config's loss; of plain softmax NormFace's row, which has its cosines."""
-    if config.head.loss == classifier.PLAIN_SOFTMAX:
-        return family.member("normface")
-    return family.member(config.head.loss, **constants(config))
+    """The config's loss, see `classifier.member_of`."""
+    return classifier.member_of(config.head.loss, **constants(config))
 
 
 def constants(config: Config) -> dict[str, float]:
@@ -183,13 +181,15 @@ def constants(config: Config) -> dict[str, float]:
 def _check_margin(config: Config) -> None:
     """The loss's own constants; and a margin below neutral rewards the wrong side."""
     h = config.head
-    if h.loss == classifier.PLAIN_SOFTMAX:
-        return
     try:
         member = member_of(config)
     except ValueError as error:
         raise ValueError(f"head.{h.loss}: {error}") from None
-    member.check(h.loss, h.norm, h.interclass_filter, h.sample_rate)
+    classifier.check_settings(
+        h.loss, member, h.norm, h.interclass_filter, h.sample_rate
+    )
+    if h.loss == classifier.PLAIN_SOFTMAX:
+        return
     if member.binary and h.detach == "angle":
         raise ValueError(
             f"head.detach is 'angle' with {h.loss}, expected auto, cosine or none"
@@ -203,7 +203,8 @@ def _check_margin(config: Config) -> None:
         if value != -1 and not margin.neutral <= value < float("inf"):
             raise ValueError(
                 f"head.{key} is {value}, expected {margin.neutral:g} (no margin) or "
-                f"more for {config.head.loss}, or -1 for its default"
+                f"more for {config.head.loss}, or -1 for its "
+                + ("default" if key == "margin" else "start without one")
             )
 
 

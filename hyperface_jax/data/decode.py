@@ -1,6 +1,8 @@
 """Image bytes -> uint8 RGB of a fixed size."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -68,19 +70,24 @@ def check_size(data: bytes | np.ndarray, size: int) -> None:
     Raises:
       BadImageError: it has another size, or is no image.
     """
-    if isinstance(data, np.ndarray):
-        height, width = data.shape[:2]
-    else:
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-        except (OSError, ValueError, SyntaxError) as error:
-            raise BadImageError(f"cannot be decoded ({error})") from None
+    height, width = size_of(data)
     if (height, width) != (size, size):
         raise BadImageError(
             f"is {width}x{height}, expected an aligned crop of {size}x{size} "
             "(prepare --landmarks aligns; --resize only scales)"
         )
+
+
+def size_of(data: bytes | np.ndarray) -> tuple[int, int]:
+    """(height, width) of an image, from its head.
+
+    Raises:
+      BadImageError: it is no image.
+    """
+    if isinstance(data, np.ndarray):
+        return data.shape[0], data.shape[1]
+    with _pillow(data) as image:
+        return image.height, image.width
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
@@ -118,10 +125,19 @@ def _rejects_colour_space(error: ValueError) -> bool:
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
+    with _pillow(data) as image:
+        _check_pixels(image.height, image.width)
+        return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _pillow(data: bytes) -> Iterator[Image.Image]:
+    """An image of one of the `FORMATS`; all that is wrong is a BadImageError."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image.height, image.width)
-            return np.asarray(image.convert("RGB"))
+            yield image
+    except BadImageError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).split("<")[0].strip()
         raise BadImageError(f"not an image, {len(data)} bytes ({reason})") from None

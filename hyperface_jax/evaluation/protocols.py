@@ -2,14 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.evaluation import image_protocols, template_protocols, verification
-from hyperface_jax.evaluation.embed import ViewsFn, embed_rows
-from hyperface_jax.evaluation.embedded import Embedded, Options, needed_rows
+from hyperface_jax.evaluation.embedded import Embedded
 from hyperface_jax.evaluation.pictures import with_pictures
 from hyperface_jax.evaluation.results import ProtocolResult, result_of
 
@@ -25,24 +22,6 @@ PROTOCOLS: dict[str, Callable[[Embedded], ProtocolResult | None]] = {
 }
 
 
-def embed_evaluation_set(
-    data: EvaluationSet, embed: ViewsFn, settings: Options | None = None, **options: Any
-) -> Embedded:
-    """Embeds each image that any protocol needs, once.
-
-    Args:
-      data: the set.
-      embed: uint8 images [B, H, W, 3] -> [B, V, D].
-      settings: of the protocols.
-      **options: see `embed.embed_rows`.
-    """
-    rows = needed_rows(data)
-    views, unreadable = embed_rows(embed, data.faces, rows, **options)
-    position = np.full(len(data.faces.source), -1)
-    position[rows] = np.arange(len(rows))
-    return Embedded(data, views, position, unreadable, settings or Options())
-
-
 def run_protocols(
     sets: Sequence[Embedded],
     names: Sequence[str],
@@ -53,7 +32,7 @@ def run_protocols(
     """Results of the named protocols; those that a set does not offer are left out.
 
     Args:
-      sets: from `embed_evaluation_set`.
+      sets: from `Embedder.embed`, or `embedded.from_stored`.
       names: of `PROTOCOLS`.
       hardest: genuine and impostor pairs to keep as pictures; 0 for none.
       image_size: of these pictures.

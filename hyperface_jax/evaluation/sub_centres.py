@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from hyperface_jax.evaluation.centres import BLOCK
 from hyperface_jax.evaluation.similarity import unit_rows
 
 DEGREES = 75.0
@@ -26,6 +27,20 @@ class FarImages(NamedTuple):
     rows: Int[np.ndarray, " n"]
     cosines: Float[np.ndarray, " n"]
     judged: int
+
+
+def check(centres: np.ndarray) -> np.ndarray:
+    """The same centres.
+
+    Raises:
+      ValueError: they are [C, D]: there are no sub-centres to clean with.
+    """
+    if centres.ndim != 3:
+        raise ValueError(
+            f"class vectors are {list(centres.shape)}, expected [C, K, D] of a run "
+            "with head.loss = subcenter_arcface"
+        )
+    return centres
 
 
 def far_from_dominant(
@@ -48,16 +63,17 @@ def far_from_dominant(
     Raises:
       ValueError: the centres are [C, D]: there are no sub-centres to clean with.
     """
-    if centres.ndim != 3:
-        raise ValueError(
-            f"class vectors are {list(centres.shape)}, expected [C, K, D] of a run "
-            "with head.loss = subcenter_arcface"
-        )
+    check(centres)
     known = np.flatnonzero((labels >= 0) & embeddings.any(axis=1))
-    unit = unit_rows(embeddings[known], "embeddings")
     flat = unit_rows(centres.reshape(-1, centres.shape[-1]), "sub-centres")
     own = flat.reshape(centres.shape)
-    cosines = np.einsum("nd,nkd->nk", unit, own[labels[known]])
+    cosines = np.empty((len(known), centres.shape[1]))
+    for start in range(0, len(known), BLOCK):
+        rows = known[start : start + BLOCK]
+        unit = unit_rows(embeddings[rows], "embeddings")
+        cosines[start : start + BLOCK] = np.einsum(
+            "nd,nkd->nk", unit, own[labels[rows]]
+        )
     votes = np.zeros(centres.shape[:2], np.int64)
     np.add.at(votes, (labels[known], cosines.argmax(axis=1)), 1)
     dominant = votes.argmax(axis=1)[labels[known]]

@@ -49,6 +49,7 @@ _VITS: Table = {
     (512, 12): "vit_s",
     (512, 24): "vit_b",
     (768, 24): "vit_l",
+    (1024, 48): "vit_h",
 }
 
 
@@ -107,6 +108,13 @@ def family(weights: Weights) -> str:
     )
 
 
+def first_layer(weights: Weights) -> str:
+    """Name of the weight [out, in, ...] that the pixels' channels go into."""
+    kind = family(weights)
+    first = {"iresnet": "conv1.weight", "mbf": "layers.0.layers.0.weight"}
+    return first.get(kind, _FAMILIES[kind][0])
+
+
 def embedding_dim(weights: Weights) -> int:
     """D.
 
@@ -139,12 +147,20 @@ def image_size(weights: Weights) -> int:
     """
     kind = family(weights)
     if kind == "vit":
-        side = math.isqrt(weights["pos_embed"].shape[1])
+        side = math.isqrt(_named(weights, "pos_embed", 3).shape[1])
         return 112 if side == 12 else 9 * side
     if kind == "mbf":
-        return 16 * weights["features.layers.0.layers.0.weight"].shape[-1]
-    last = weights[_FAMILIES[kind][1]]
+        return 16 * _named(weights, "features.layers.0.layers.0.weight", 4).shape[-1]
+    last = _named(weights, _FAMILIES[kind][1], 2)
     return 16 * math.isqrt(last.shape[-1] // (8 * width(weights)))
+
+
+def _named(weights: Weights, name: str, axes: int) -> np.ndarray:
+    if name not in weights or weights[name].ndim != axes:
+        raise ValueError(
+            f"state_dict: no {name} of {axes} axes, which tells the size of the images"
+        )
+    return weights[name]
 
 
 def _shape(weights: Weights) -> tuple[int, ...]:

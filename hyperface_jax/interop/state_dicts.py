@@ -17,6 +17,7 @@ import numpy as np
 from hyperface_jax.interop.guess import (
     embedding_dim,
     family,
+    first_layer,
     fitting_backbones,
     guess_backbone,
     image_size,
@@ -28,6 +29,7 @@ __all__ = [
     "LAYOUTS",
     "StateDict",
     "find_state_dict",
+    "first_layer",
     "guess_backbone",
     "image_size",
     "width",
@@ -52,6 +54,8 @@ _JOINT = (
     ("module.features.", "conv1.weight", ("module.fc.",), "magface", True),
     ("model.", "input_layer.0.weight", ("head.",), "adaface", True),
 )
+
+_IR_NAME = "input_layer.0.weight"
 
 # OpenSphere's branch SphereFace2_ICLR21, which has the older layout of SFNet only.
 _FIRST_CONV = re.compile(r"^(layer[1-4]\.0)\.conv\.")
@@ -161,7 +165,9 @@ def _unwrap(loaded: Any) -> _Parts:
             head = {n.split(".")[-1]: v for n, v in tree.items() if n.startswith(heads)}
             return _Parts(weights, head, layout, columns)
     if _has(tree, "module."):
-        return _Parts(_under("module.", tree), None, "opensphere")
+        weights = _under("module.", tree)
+        # OpenSphere saves so, and anybody's DistributedDataParallel; it has no IR.
+        return _Parts(weights, None, None if _IR_NAME in weights else "opensphere")
     if _has(tree, "net."):
         return _Parts(_under("net.", tree), None, "cvlface")
     return _Parts(tree)
