@@ -1,6 +1,9 @@
 """Strict JAX, four CPU devices, and where the shared material is."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
@@ -8,6 +11,14 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+# Most of the tests' time is compilation, often of the same program by another process:
+# all of them share what one of them compiled. The first process makes and removes it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="hyperface_jax_tests.")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 
 from pathlib import Path
 
