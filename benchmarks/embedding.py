@@ -24,7 +24,7 @@ from PIL import Image
 from hyperface_jax import embed, model, model_card, workdir
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.evaluation import embedder
-from hyperface_jax.evaluation.embed import make_embed_fn
+from hyperface_jax.evaluation.forward import make_embed_fn
 
 
 def seconds(work: Callable[[], object]) -> float:

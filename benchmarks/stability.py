@@ -48,7 +48,7 @@ from hyperface_jax import (
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import Backbone, create_backbone
 from hyperface_jax.data import orders, pipeline
-from hyperface_jax.evaluation.embed import make_embed_fn
+from hyperface_jax.evaluation.forward import make_embed_fn
 
 VARIANTS = ("sphereface", "sphereface_r_v1", "sphereface_r_v2")
 MARGINS = (1.2, 1.5, 2.0, 3.0, 4.0)

@@ -37,7 +37,7 @@ from hyperface_jax.data import caching, orders, pipeline, splits
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.evaluation import test_sets
-from hyperface_jax.evaluation.embed import EmbedFn, make_embed_fn
+from hyperface_jax.evaluation.forward import EmbedFn, make_embed_fn
 from hyperface_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)

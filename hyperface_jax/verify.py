@@ -20,7 +20,7 @@ from PIL import Image
 
 from hyperface_jax import command_line, model
 from hyperface_jax.data import decode
-from hyperface_jax.evaluation.embed import make_embed_fn
+from hyperface_jax.evaluation.forward import make_embed_fn
 
 log = logging.getLogger("hyperface_jax.verify")
 

@@ -13,8 +13,8 @@ from hyperface_jax import evaluate, report_tables
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.data import datasets, pipeline, preparing, sources
 from hyperface_jax.evaluation import (
-    embed,
     embedded,
+    forward,
     protocols,
     similarity,
     stored,
@@ -458,18 +458,20 @@ def test_wrong_arguments_of_tools_are_one_line(capsys, arguments, message):
 
 def test_jitter_adds_shifted_and_zoomed_copies(rng):
     images = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
-    copies = [np.asarray(copy) for copy in embed._jittered(jnp.asarray(images), 1 / 16)]
+    copies = [
+        np.asarray(copy) for copy in forward._jittered(jnp.asarray(images), 1 / 16)
+    ]
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "edge")
     for copy, (y, x) in zip(copies, ((4, 2), (0, 2), (2, 4), (2, 0)), strict=False):
         np.testing.assert_allclose(copy, padded[:, y : y + 32, x : x + 32])
     ramp = jnp.broadcast_to(jnp.arange(32.0)[None, :, None, None], (1, 32, 32, 3))
-    near, far = (np.asarray(c)[0, :, 0, 0] for c in embed._jittered(ramp, 1 / 16)[4:])
+    near, far = (np.asarray(c)[0, :, 0, 0] for c in forward._jittered(ramp, 1 / 16)[4:])
     np.testing.assert_allclose(np.diff(near), 8 / 9, rtol=1e-4)  # zoomed in by 9/8
     np.testing.assert_allclose(np.diff(far)[4:-4], 8 / 7, rtol=1e-4)  # and out by 7/8
 
     backbone = create_backbone("sfnet4_bn", width=4, embedding_dim=8)
     weights = backbone.init(jax.random.key(0), 32)
-    plain = embed.make_embed_fn(backbone)
-    found = embed.make_embed_fn(backbone, jitter=1 / 16)(*weights, images)
+    plain = forward.make_embed_fn(backbone)
+    found = forward.make_embed_fn(backbone, jitter=1 / 16)(*weights, images)
     expected = sum(plain(*weights, copy) for copy in (images, *copies))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -97,7 +97,7 @@ def test_mathematics_imports_only_mathematics(name):
         ("flax.linen", ("backbones.",)),
         ("tensorflow", ()),
         ("torch", ("interop.",)),
-        ("grain", ("data.", "evaluation.embed")),
+        ("grain", ("data.", "evaluation.forward")),
         ("pyarrow", ("evaluation.parquet",)),
         ("onnx", ("export",)),
         ("tensorflow_datasets", ("data.",)),

@@ -21,17 +21,17 @@ from hyperface_jax.data import decode
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.records import BadRecordError, ids_of
-from hyperface_jax.evaluation.embed import (
-    ViewsFn,
-    embed_rows,
-    embed_to_store,
-    make_embed_fn,
-)
 from hyperface_jax.evaluation.embedded import (
     Embedded,
     Options,
     from_stored,
     needed_rows,
+)
+from hyperface_jax.evaluation.forward import (
+    ViewsFn,
+    embed_rows,
+    embed_to_store,
+    make_embed_fn,
 )
 from hyperface_jax.evaluation.stored import EmbeddingStore
 
@@ -45,7 +45,7 @@ class Embedder:
     Attributes:
       views: uint8 RGB images [B, H, W, 3] -> float32 [B, V, D], not normalised.
       flip: V = 2, the second view is that of the mirror image.
-      jitter: see `embed.make_embed_fn`.
+      jitter: see `forward.make_embed_fn`.
       dimension: D.
       fingerprint: of network and weights; called where it is needed, for it reads them.
       image_size: H = W.
