@@ -16,6 +16,15 @@ from hyperface_jax.train_state import TrainState
 FOLDER = "checkpoints"
 
 
+def has_checkpoint(workdir: epath.PathLike) -> bool:
+    """Whether a checkpoint was begun in a workdir; makes no folder.
+
+    On a bucket it may be incomplete: `Checkpoints.latest_step` knows.
+    """
+    folder = epath.Path(workdir) / FOLDER
+    return folder.exists() and any(p.name.isdigit() for p in folder.iterdir())
+
+
 class Checkpoints:
     """The checkpoints of one workdir. Use as a context manager."""
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import hosts, initial, plan, run_evaluation, sharding, workdir
-from hyperface_jax.checkpoint import Checkpoints
+from hyperface_jax import hosts, initial, model, plan, run_evaluation, sharding, workdir
+from hyperface_jax.checkpoint import Checkpoints, has_checkpoint
 from hyperface_jax.config import Config
 from hyperface_jax.evaluation import protocols
 from hyperface_jax.experiment import Experiment, create_experiment
@@ -61,18 +61,20 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
     config_lib.validate(config)
     folder = workdir.create(path)
     hosts.check_shared(folder)
+    known = has_checkpoint(folder) and (folder / workdir.CONFIG).exists()
+    saved = config_lib.load(folder / workdir.CONFIG) if known else None
+    config, start = initial.begin(config, saved)
+    run = create_experiment(config)
+    plan.check_head(run)
+    facts = _facts(run)
+    hosts.check_agreement(config_lib.flatten(facts))
     with Checkpoints(
-        folder, keep_last=config.log.keep_last, best_metric=config.log.best_metric
+        folder,
+        keep_last=run.config.log.keep_last,
+        best_metric=run.config.log.best_metric,
     ) as checkpoints:
-        resuming = checkpoints.latest_step is not None
-        known = resuming and (folder / workdir.CONFIG).exists()
-        saved = config_lib.load(folder / workdir.CONFIG) if known else None
-        config, start = initial.begin(config, saved)
-        run = create_experiment(config)
-        plan.check_head(run)
-        facts = _facts(run)
-        hosts.check_agreement(config_lib.flatten(facts))
         hosts.check_agreement({"last checkpoint": checkpoints.latest_step})
+        resuming = checkpoints.latest_step is not None
         if resuming and checkpoints.latest_step > run.config.train.steps:
             raise ValueError(
                 f"train.steps is {run.config.train.steps}, but the run in {folder} is "
@@ -80,7 +82,8 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
             )
         _claim(folder, facts, run.config, resuming)
         state = run.create_state()
-        if start:
+        if config.init_from and not resuming:
+            start = start or model.load(config.init_from)
             state = initial.put_into(state, start)
             if hosts.is_first():
                 initial.remember(folder, run.config, start)
