@@ -145,11 +145,14 @@ def _embed(
             )
             for test, path in zip(sets, paths, strict=True)
         ]
-    found = []
+    found, first = [], None
     for test, path in zip(sets, paths, strict=True):
         if not path:
             raise ValueError(f"{test.name}: no embeddings given, and no --workdir")
-        found.append(from_stored(test, stored.open_embeddings(path), Options()))
+        given = stored.open_embeddings(path)
+        first = first or given
+        stored.check_same_network(first, given, (paths[0], path))
+        found.append(from_stored(test, given, Options()))
         sizes = [each.views.shape[-1] for each in (found[0], found[-1])]
         if sizes[0] != sizes[1]:
             raise ValueError(

@@ -96,6 +96,7 @@ def convert(arguments: argparse.Namespace) -> epath.Path:
         raise ValueError(f"{source}: {error}") from None
     if a.prototypes and found.prototypes is None:
         raise ValueError(f"{source}: no class vectors in it (--head FILE)")
+    _check_free(out, made)
     folder = model.save(made, out)
     if a.prototypes:
         with workdir.whole_file(folder / PROTOTYPES, "wb") as file:
@@ -118,6 +119,19 @@ def convert(arguments: argparse.Namespace) -> epath.Path:
         high,
     )
     return folder
+
+
+def _check_free(out: epath.Path, made: model.Model) -> None:
+    """Refuses a folder that holds a run, or another model with its evaluation."""
+    if (out / workdir.CONFIG).exists():
+        raise ValueError(f"--out {out}: holds a run, expected another folder")
+    description = out / model.DESCRIPTION
+    if description.exists():
+        there = workdir.read_json(description).get("fingerprint")
+        if there != made.fingerprint:
+            raise ValueError(
+                f"--out {out}: holds another model ({there}), expected another folder"
+            )
 
 
 def imported(

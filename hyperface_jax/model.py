@@ -264,3 +264,7 @@ def _check_arrays(found: dict, expected: dict, network: str) -> None:
                 f"{name} is {list(found[name].shape)}, {network} expects "
                 f"{list(leaf.shape)}"
             )
+        if not np.isfinite(np.asarray(found[name])).all():
+            raise ValueError(
+                f"{name} has NaN or infinity in it, expected finite weights"
+            )

@@ -65,6 +65,7 @@ def search(arguments: argparse.Namespace) -> Nearest:
     gallery = stored.open_embeddings(a.gallery)
     probes = stored.open_embeddings(a.probes)
     names = (a.gallery, a.probes)
+    stored.check_same_network(gallery, probes, names)
     if a.index == "exact":
         found = nearest.search(gallery.views, probes.views, a.top, names=names)
     else:

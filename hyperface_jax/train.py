@@ -60,6 +60,11 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
     """
     config_lib.validate(config)
     folder = workdir.create(path)
+    if (folder / model.DESCRIPTION).exists():
+        raise ValueError(
+            f"--workdir {folder}: holds a model, expected another folder (to start "
+            "from it: --config.init_from)"
+        )
     hosts.check_shared(folder)
     known = has_checkpoint(folder) and (folder / workdir.CONFIG).exists()
     saved = config_lib.load(folder / workdir.CONFIG) if known else None

@@ -21,6 +21,7 @@ from hyperface_jax import (
     model,
     model_card,
     run_evaluation,
+    search,
     train,
     verify,
 )
@@ -194,6 +195,52 @@ def test_a_card_says_nothing_of_other_weights(run, tmp_path):
     card = model.load(copy).card
     assert card["thresholds"] == []
     assert card["evaluation"] == []
+
+
+def test_runs_and_models_do_not_share_a_folder(run, tmp_path):
+    work, faces = run
+    first = made(name="iresnet18", width=8)
+    params = (first.backbone, SIZE, first.params, first.batch_stats)
+    torch_file.write(tmp_path / "x.pth", to_torch(*params))
+    with pytest.raises(ValueError, match="holds a run, expected another folder"):
+        call(convert, tmp_path / "x.pth", "--out", work)
+    model.save(made(), tmp_path / "m")
+    with pytest.raises(ValueError, match="holds another model"):
+        call(convert, tmp_path / "x.pth", "--out", tmp_path / "m")
+    with pytest.raises(ValueError, match="holds a model, expected another folder"):
+        train.train_and_evaluate(small_config(faces), tmp_path / "m")
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    first = made(name="iresnet18", width=8)
+    weights = to_torch(first.backbone, SIZE, first.params, first.batch_stats)
+    weights["fc.bias"] = weights["fc.bias"] * np.nan
+    torch_file.write(tmp_path / "x.pth", weights)
+    with pytest.raises(ValueError, match="params/fc/bias has NaN or infinity"):
+        call(convert, tmp_path / "x.pth", "--out", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_embeddings_of_two_networks_are_not_compared(tmp_path):
+    write_images(tmp_path / "faces")
+    source = ("--source", tmp_path / "faces", "--out")
+    for name, order in (("a", "RGB"), ("b", "BGR")):
+        model.save(made(color_order=order), tmp_path / name)
+        for kind in (".npz", ".parquet", ""):
+            call(embed, tmp_path / name, *source, tmp_path / f"e_{name}{kind}")
+    call(embed, tmp_path / "a", *source, tmp_path / "plain.npz", "--no_flip")
+
+    def found(gallery, probes):
+        files = ("--gallery", tmp_path / gallery, "--probes", tmp_path / probes)
+        return call(search, *files, "--top", 1, "--out", tmp_path / "f.tsv")
+
+    for kind in (".npz", ".parquet", ""):
+        same = found("e_a.npz", f"e_a{kind}")
+        assert same.rows[:, 0].tolist() == list(range(5))
+        with pytest.raises(ValueError, match=r"e_b.*: made by network .*e_a"):
+            found("e_a.npz", f"e_b{kind}")
+    with pytest.raises(ValueError, match="mirror image left out"):
+        found("e_a.npz", "plain.npz")
 
 
 def test_a_model_without_its_card_has_a_poor_one(tmp_path):

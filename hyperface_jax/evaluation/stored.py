@@ -40,11 +40,30 @@ class Stored:
       views: [N, V, D], not normalised; may be a memory map.
       ids: of the rows, or None where row i is image i of the set.
       unreadable: row -> reason; their embeddings are 0.
+      network: fingerprint of what made them, and whether mirror images were added;
+        "" where nothing says so.
     """
 
     views: np.ndarray
     ids: tuple[str, ...] | None = None
     unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    network: str = ""
+
+
+def check_same_network(first: Stored, second: Stored, names: tuple[str, str]) -> None:
+    """Refuses embeddings of two networks: their cosines mean nothing.
+
+    Raises:
+      ValueError: both say what made them, and it is not the same.
+    """
+    a, b = first.network, second.network
+    if a and b and a != b:
+        raise ValueError(f"{names[1]}: made by network {b}, {names[0]} by {a}")
+
+
+def _network(model: object, mirrored: object) -> str:
+    added = "added" if str(mirrored) == "True" else "left out"
+    return f"{model}, mirror image {added}" if model else ""
 
 
 def open_embeddings(path: str | os.PathLike) -> Stored:
@@ -89,14 +108,15 @@ def _open(where: Path) -> Stored:
             f"{path}: not found, expected embeddings (.npy, .npz, .parquet, folder)"
         )
     if where.suffix == ".parquet":
-        ids, embeddings, _ = parquet.read_parquet(where)
-        return Stored(embeddings[:, None], ids)
+        ids, embeddings, facts = parquet.read_parquet(where)
+        made_by = (facts.get("model", ""), facts.get("mirror_image_added"))
+        return Stored(embeddings[:, None], ids, network=_network(*made_by))
     try:
         loaded = np.load(where, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         # NumPy's own advice, to allow pickles, is bad advice.
         raise ValueError(f"{path}: not a .npy or .npz of numbers") from None
-    ids = None
+    ids, network = None, ""
     if isinstance(loaded, np.ndarray):
         views = loaded
         beside = where.with_suffix(".txt")
@@ -106,6 +126,8 @@ def _open(where: Path) -> Stored:
         if "embeddings" not in loaded.files:
             raise ValueError(f"{path}: holds {loaded.files}, expected 'embeddings'")
         views = loaded["embeddings"]
+        if "model" in loaded.files and "mirror_image_added" in loaded.files:
+            network = _network(loaded["model"], loaded["mirror_image_added"])
         if "ids" in loaded.files:
             ids = tuple(
                 i.decode() if isinstance(i, bytes) else str(i)
@@ -113,7 +135,7 @@ def _open(where: Path) -> Stored:
             )
     if views.ndim == 2:
         views = views[:, None]
-    return Stored(views, ids)
+    return Stored(views, ids, network=network)
 
 
 class EmbeddingStore:
@@ -250,7 +272,8 @@ class EmbeddingStore:
             raise ValueError(
                 f"{self._folder}: {len(ids)} ids for {len(views)} embeddings"
             )
-        return Stored(views, ids, unreadable)
+        network = _network(self._meta.get("weights"), views.shape[1] == 2)
+        return Stored(views, ids, unreadable, network)
 
     def _done(self, number: int) -> Path:
         return self._folder / DONE / f"{number:05d}.json"
