@@ -75,9 +75,9 @@ def convert(arguments: argparse.Namespace) -> epath.Path:
     head = torch_file.read(a.head) if a.head else None
     try:
         found = state_dicts.find_state_dict(loaded, head)
-        # A file of ours has a card beside it, which says what the file cannot.
-        card = model_card.read(source.parent, source.stem)
-        fed = card.get("network", {}).get("file", {})
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        card = model_card.of_file(source, digest)
+        fed = card["network"]["file"] if card else {}
         made = imported(
             found,
             backbone=a.backbone,
@@ -87,7 +87,7 @@ def convert(arguments: argparse.Namespace) -> epath.Path:
             image_size=a.image_size,
             source={
                 "file": source.name,
-                "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+                "sha256": digest,
                 "layout": found.layout,
                 "licence": a.licence or card.get("weights_licence", ""),
             },
@@ -127,10 +127,10 @@ def _check_free(out: epath.Path, made: model.Model) -> None:
         raise ValueError(f"--out {out}: holds a run, expected another folder")
     description = out / model.DESCRIPTION
     if description.exists():
-        there = workdir.read_json(description).get("fingerprint")
-        if there != made.fingerprint:
+        there = workdir.read_json(description)
+        if not isinstance(there, dict) or there.get("fingerprint") != made.fingerprint:
             raise ValueError(
-                f"--out {out}: holds another model ({there}), expected another folder"
+                f"--out {out}: holds another model, expected its own folder"
             )
 
 
@@ -212,7 +212,9 @@ def _to_torch(made: model.Model, out: epath.Path, *, as_is: bool) -> epath.Path:
     if not as_is:
         weights, network = _for_everybody(weights, network)
     torch_file.write(out, weights)
-    model_card.write(out.parent, model_card.fed_with(made.card, network), out.stem)
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    card = model_card.fed_with(made.card, network, digest)
+    model_card.write(out.parent, card, out.stem)
     log.info(
         "%s: %d arrays of %s; feed it %s in [%g, %g], BatchNorm's epsilon is %g",
         out,

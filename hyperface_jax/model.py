@@ -30,7 +30,7 @@ from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.evaluation.embedder import Embedder, of_network
 
 DESCRIPTION, WEIGHTS = "model.json", "weights.npz"
-FORMAT = 1
+FORMAT = 2  # 1: the fingerprint was of the weights alone
 NETWORK = ("name", "width", "embedding_dim", "color_order", "value_range")
 NETWORK += ("batch_norm_epsilon",)
 """Keys of `config.backbone` that are the network; the others are how it is computed."""
@@ -187,7 +187,9 @@ def _load_folder(folder: epath.Path) -> Model:
     facts = workdir.read_json(folder / DESCRIPTION)
     found = facts.get("format") if isinstance(facts, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{folder / DESCRIPTION}: format {found}, expected {FORMAT}")
+        raise ValueError(
+            f"{folder / DESCRIPTION}: format {found}, expected {FORMAT}; convert again"
+        )
     where = folder / WEIGHTS
     try:
         with where.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -108,14 +108,28 @@ def of_import(
     }
 
 
-def fed_with(card: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
-    """The card of the same network in a file that takes another kind of pixels."""
+def fed_with(
+    card: Mapping[str, Any], network: Mapping[str, Any], sha256: str
+) -> dict[str, Any]:
+    """The card of the same network in a PyTorch file, which takes its own pixels."""
     low, high = network["value_range"]
     takes = f"{network['color_order']} in {low:g} to {high:g}"
-    fed = {key: network[key] for key in FED}
+    fed = {key: network[key] for key in FED} | {"sha256": sha256}
     return dict(card) | {
         "network": dict(card["network"]) | {"takes": takes, "file": fed}
     }
+
+
+def of_file(path: epath.Path, sha256: str) -> dict[str, Any]:
+    """The card of `fed_with` beside a PyTorch file; {} without one, or of another.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    card = read(path.parent, path.stem)
+    network = card.get("network") if isinstance(card, dict) else None
+    fed = network.get("file") if isinstance(network, dict) else None
+    return card if isinstance(fed, dict) and fed.get("sha256") == sha256 else {}
 
 
 def with_results(

@@ -14,6 +14,7 @@ from test_backbones import filled, oracle_weights
 from test_train import small_config
 
 from hyperface_jax import (
+    audit,
     convert,
     embed,
     evaluate,
@@ -104,7 +105,7 @@ def test_a_damaged_folder_is_named(tmp_path):
     changed(fingerprint="0" * 16)
     fails("fingerprint .* says 0000000000000000")
     changed(format=9)
-    fails("format 9, expected 1")
+    fails("format 9, expected 2; convert again")
     changed(network=description["network"] | {"name": "sfnet10_bn"})
     fails("arrays do not fit sfnet10_bn, 32 pixels: missing batch_stats/layer2_1")
     changed(network=description["network"] | {"width": 8})
@@ -241,6 +242,16 @@ def test_embeddings_of_two_networks_are_not_compared(tmp_path):
             found("e_a.npz", f"e_b{kind}")
     with pytest.raises(ValueError, match="mirror image left out"):
         found("e_a.npz", "plain.npz")
+    # A file of `embed` is read, not taken for a folder to go on with.
+    faces = toy.write_folder(tmp_path / "people", people=3, images=2)
+    out = tmp_path / "people.npz"
+    call(embed, tmp_path / "a", "--source", faces, "--out", out)
+    more = ("--source", faces, "--threshold", 0.9, "--embeddings", out)
+    where = ("--out", tmp_path / "audit")
+    call(audit, *more, *where, "--workdir", tmp_path / "a")
+    assert (tmp_path / "audit" / "outliers.tsv").exists()
+    with pytest.raises(ValueError, match=r"people.npz: made by network .*the model by"):
+        call(audit, *more, *where, "--workdir", tmp_path / "b")
 
 
 def test_a_model_without_its_card_has_a_poor_one(tmp_path):
@@ -251,7 +262,7 @@ def test_a_model_without_its_card_has_a_poor_one(tmp_path):
     card = json.loads((tmp_path / "x.model_card.json").read_text())
     assert card["weights_licence"] == model_card.UNKNOWN
     (folder / model.DESCRIPTION).write_text("[]")
-    with pytest.raises(ValueError, match="format None, expected 1"):
+    with pytest.raises(ValueError, match="format None, expected 2"):
         model.load(folder)
 
 
@@ -301,6 +312,11 @@ def test_conversion_keeps_the_embeddings(layout, shared, tmp_path):
     twice = model.load(call(convert, back, "--out", tmp_path / "twice"))
     assert twice.network == found.network
     assert twice.card["weights_licence"] == "MIT"
+    # ... as long as it is that file's: of other weights in its place it says nothing.
+    torch_file.write(back, {k: v * 2 for k, v in weights.items()})
+    other = model.load(call(convert, back, "--out", tmp_path / "other"))
+    assert other.network["color_order"] == "RGB"
+    assert other.card["weights_licence"] == model_card.UNKNOWN
 
 
 def test_a_file_for_pytorch_takes_rgb(tmp_path):

@@ -33,7 +33,13 @@ from hyperface_jax.evaluation.forward import (
     embed_to_store,
     make_embed_fn,
 )
-from hyperface_jax.evaluation.stored import EmbeddingStore
+from hyperface_jax.evaluation.stored import (
+    EmbeddingStore,
+    Stored,
+    check_same_network,
+    network_name,
+    open_embeddings,
+)
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +92,18 @@ class Embedder:
     def embed_kept(
         self, test: EvaluationSet, folder: Path, options: Options
     ) -> Embedded:
-        """Likewise, with a folder that keeps what was computed."""
+        """Likewise, with a folder that keeps what was computed, or a file of `embed`.
+
+        Raises:
+          ValueError: it holds embeddings of other images or another network.
+        """
+        if folder.is_file():
+            found = open_embeddings(folder)
+            own = Stored(
+                found.views, network=network_name(self.fingerprint(), self.flip)
+            )
+            check_same_network(own, found, ("the model", str(folder)))
+            return from_stored(test, found, options)
         store = self.store(test.faces, needed_rows(test), folder)
         return from_stored(test, store.read(), options)
 

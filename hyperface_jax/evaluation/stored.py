@@ -61,7 +61,8 @@ def check_same_network(first: Stored, second: Stored, names: tuple[str, str]) ->
         raise ValueError(f"{names[1]}: made by network {b}, {names[0]} by {a}")
 
 
-def _network(model: object, mirrored: object) -> str:
+def network_name(model: object, mirrored: object) -> str:
+    """`Stored.network`."""
     added = "added" if str(mirrored) == "True" else "left out"
     return f"{model}, mirror image {added}" if model else ""
 
@@ -110,7 +111,7 @@ def _open(where: Path) -> Stored:
     if where.suffix == ".parquet":
         ids, embeddings, facts = parquet.read_parquet(where)
         made_by = (facts.get("model", ""), facts.get("mirror_image_added"))
-        return Stored(embeddings[:, None], ids, network=_network(*made_by))
+        return Stored(embeddings[:, None], ids, network=network_name(*made_by))
     try:
         loaded = np.load(where, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -127,7 +128,7 @@ def _open(where: Path) -> Stored:
             raise ValueError(f"{path}: holds {loaded.files}, expected 'embeddings'")
         views = loaded["embeddings"]
         if "model" in loaded.files and "mirror_image_added" in loaded.files:
-            network = _network(loaded["model"], loaded["mirror_image_added"])
+            network = network_name(loaded["model"], loaded["mirror_image_added"])
         if "ids" in loaded.files:
             ids = tuple(
                 i.decode() if isinstance(i, bytes) else str(i)
@@ -272,7 +273,7 @@ class EmbeddingStore:
             raise ValueError(
                 f"{self._folder}: {len(ids)} ids for {len(views)} embeddings"
             )
-        network = _network(self._meta.get("weights"), views.shape[1] == 2)
+        network = network_name(self._meta.get("weights"), views.shape[1] == 2)
         return Stored(views, ids, unreadable, network)
 
     def _done(self, number: int) -> Path:
