@@ -28,6 +28,8 @@ log = logging.getLogger("hyperface_jax.convert")
 
 PROTOTYPES = "prototypes.npy"
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
+_OF_A_FILE = ("backbone", "color_order", "value_range", "image_size", "licence")
+_OF_A_FILE += ("head", "prototypes")
 _TORCH_EPSILON = 1e-5  # of torch.nn.BatchNorm2d
 
 
@@ -70,7 +72,10 @@ def convert(arguments: argparse.Namespace) -> epath.Path:
                 f"--out is {a.out!r}, expected a name ending in .pth: {source} is a "
                 "model already"
             )
+        _check_way_back(a)
         return _to_torch(model.load(source, a.checkpoint), out, as_is=a.as_is)
+    if out.suffix in TORCH_SUFFIXES:
+        raise ValueError(f"--out is {a.out!r}, expected a folder: {source} is a file")
     loaded = torch_file.read(source)
     head = torch_file.read(a.head) if a.head else None
     try:
@@ -119,6 +124,13 @@ def convert(arguments: argparse.Namespace) -> epath.Path:
         high,
     )
     return folder
+
+
+def _check_way_back(a: argparse.Namespace) -> None:
+    """Refuses what only says how a PyTorch file is to be read."""
+    for name in _OF_A_FILE:
+        if getattr(a, name):
+            raise ValueError(f"--{name} with {a.source}, expected a PyTorch file")
 
 
 def _check_free(out: epath.Path, made: model.Model) -> None:

@@ -27,6 +27,7 @@ from hyperface_jax.data import decode, loose_images
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.records import BadRecordError
 from hyperface_jax.evaluation import parquet
+from hyperface_jax.evaluation.embedder import first_size
 
 log = logging.getLogger("hyperface_jax.embed")
 
@@ -81,6 +82,11 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
         exact=not a.resize,
     )
     found = embedder.store(faces, faces.rows, folder).read()
+    if len(found.unreadable) == len(found.views):
+        raise ValueError(
+            f"{a.source}: none of {len(found.views)} images can be read: "
+            f"{next(iter(found.unreadable.values()))}"
+        )
     if found.unreadable:
         log.info(
             "%d of %d images have no embedding (0): first %s",
@@ -105,9 +111,10 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
 
 def _check_first(faces: FaceSet, size: int) -> None:
     """One line at once instead of a million unreadable images."""
+    if first_size(faces) is None:
+        return  # a damaged image is no reason to refuse the others
     (record,) = faces.read([0])
-    if isinstance(record, BadRecordError):
-        return
+    assert not isinstance(record, BadRecordError)
     try:
         decode.check_size(record["image"], size)
     except BadRecordError as error:

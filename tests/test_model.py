@@ -259,6 +259,10 @@ def test_a_model_without_its_card_has_a_poor_one(tmp_path):
     (folder / model_card.JSON).unlink()
     file = call(export, folder, "--out", tmp_path / "x.npz")
     assert file.exists()
+    for option in ("--color_order=BGR", "--prototypes", "--licence=MIT"):
+        name = option.partition("=")[0]
+        with pytest.raises(ValueError, match=f"{name} with .*expected a PyTorch file"):
+            call(convert, folder, "--out", tmp_path / "y.pth", option)
     card = json.loads((tmp_path / "x.model_card.json").read_text())
     assert card["weights_licence"] == model_card.UNKNOWN
     (folder / model.DESCRIPTION).write_text("[]")
@@ -384,6 +388,8 @@ def test_what_cannot_be_converted_is_said(tmp_path):
         call(convert, tmp_path / "x.pth", "--out", tmp_path / "m", "--value_range", "1")
     with pytest.raises(ValueError, match=r"expected a name ending in \.pth"):
         call(convert, tmp_path, "--out", tmp_path / "m")
+    with pytest.raises(ValueError, match=r"y\.pth', expected a folder"):
+        call(convert, tmp_path / "x.pth", "--out", tmp_path / "y.pth")
     assert not (tmp_path / "m").exists()
 
 
@@ -527,6 +533,22 @@ def test_an_embedding_run_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     out = call(embed, *arguments)
     assert numbers == [1, 2]
     assert stored.open_embeddings(out).views.shape == (5, 1, 8)
+
+
+def test_damaged_images_are_left_out_wherever_they_stand(tmp_path):
+    model.save(made(), tmp_path / "m")
+    faces = write_images(tmp_path / "faces", count=2)
+    (faces / "+.png").write_bytes(b"none")  # the first by name
+    where = (tmp_path / "m", "--source", faces, "--out", tmp_path / "e.npz")
+    found = stored.open_embeddings(call(embed, *where))
+    assert found.ids == ("+", "0", "1")
+    assert found.views.any(axis=(1, 2)).tolist() == [False, True, True]
+    for name in ("0.png", "1.png"):
+        (faces / name).write_bytes(b"none")
+    (tmp_path / "e.npz").unlink()
+    with pytest.raises(ValueError, match="none of 3 images can be read"):
+        call(embed, *where)
+    assert not (tmp_path / "e.npz").exists()
 
 
 def test_images_that_are_no_crops_are_refused(tmp_path):

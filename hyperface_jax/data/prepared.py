@@ -88,7 +88,7 @@ def open_split(builder: Any, split: str) -> FaceSet:
         pairs=Pairs.from_json(facts["pairs"]) if "pairs" in facts else None,
         gallery=np.asarray(facts.get("gallery", []), int),
         probes=np.asarray(facts.get("probes", []), int),
-        licence=_licence(folder),
+        licence=_licence(folder) or getattr(builder, "LICENCE", ""),
     )
     # Pairs, gallery and probes are rows of the source: they do not move.
     return drop_empty(faces)

@@ -77,6 +77,7 @@ class SynthFaces(tfds.core.GeneratorBasedBuilder):
     """Procedural faces with train and test splits of different people."""
 
     VERSION = tfds.core.Version("1.0.0")
+    LICENCE = "Apache-2.0 (rendered by hyperface_jax)"
     BUILDER_CONFIGS: ClassVar = list(CONFIGS.values())
 
     @property

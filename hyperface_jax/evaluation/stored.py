@@ -25,7 +25,7 @@ from hyperface_jax.data.name_lists import read_names, write_names
 from hyperface_jax.evaluation import parquet
 
 ARRAY, IDS, META, DONE = "embeddings.npy", "ids.txt", "meta.json", "done"
-PART_IMAGES = 16384
+PART_IMAGES = 4096
 _DAMAGE = (
     *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError),
     *(IndexError, ZeroDivisionError, zipfile.BadZipFile),
@@ -101,12 +101,11 @@ def open_embeddings(path: str | os.PathLike) -> Stored:
 
 
 def _open(where: Path) -> Stored:
-    path = where
     if where.is_dir():
         return EmbeddingStore.open(where).read()
     if not where.exists():
         raise ValueError(
-            f"{path}: not found, expected embeddings (.npy, .npz, .parquet, folder)"
+            f"{where}: not found, expected embeddings (.npy, .npz, .parquet, folder)"
         )
     if where.suffix == ".parquet":
         ids, embeddings, facts = parquet.read_parquet(where)
@@ -116,7 +115,7 @@ def _open(where: Path) -> Stored:
         loaded = np.load(where, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         # NumPy's own advice, to allow pickles, is bad advice.
-        raise ValueError(f"{path}: not a .npy or .npz of numbers") from None
+        raise ValueError(f"{where}: not a .npy or .npz of numbers") from None
     ids, network = None, ""
     if isinstance(loaded, np.ndarray):
         views = loaded
@@ -125,7 +124,7 @@ def _open(where: Path) -> Stored:
             ids = tuple(row[0] for row in read_names(beside))
     else:
         if "embeddings" not in loaded.files:
-            raise ValueError(f"{path}: holds {loaded.files}, expected 'embeddings'")
+            raise ValueError(f"{where}: holds {loaded.files}, expected 'embeddings'")
         views = loaded["embeddings"]
         if "model" in loaded.files and "mirror_image_added" in loaded.files:
             network = network_name(loaded["model"], loaded["mirror_image_added"])
@@ -194,6 +193,7 @@ class EmbeddingStore:
         }
         if (folder / META).exists():
             store = cls.open(folder)
+            del meta["part_images"]  # as it was begun
             different = [k for k in meta if store._meta.get(k) != meta[k]]
             if different:
                 raise ValueError(
