@@ -155,6 +155,9 @@ def _essence(error: BaseException) -> str:
     missing = re.search(r"No such file or directory: '([^']+\.py)", text)
     if missing:
         return f"--config {missing[1]}: no such file, expected one as configs/sfr.py"
+    word = re.fullmatch(r"[\"']*([\w.]+)[\"']*", text)
+    if word and isinstance(error, KeyError | AttributeError):
+        return f"unknown config key {word[1]} (hyperface_jax/config/keys.py has all)"
     if "Traceback" in text:
         return text.splitlines()[-1].partition(": ")[2]
     if "Did you mean" in text and "command line flag" not in text:

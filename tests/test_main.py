@@ -22,6 +22,7 @@ def run(*arguments):
     ("arguments", "message"),
     [
         (["--config.head.margn=2"], "unknown config key margn"),
+        (["--config.head.hh=2"], "error: unknown config key hh (hyperface_jax/config"),
         (["--config.train.batch_size=abc"], "'abc', expected a whole number"),
         (["--config.head.margin=abc"], "'abc', expected a number"),
         (["--workdri=x"], "error: Unknown command line flag 'workdri'."),
