@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # 2017's needs its annealing's 10 000 steps; VPL begins after 8 000 by default.
 EXTRA = {"vpl_arcface": ["--config.head.vpl_arcface.start=100"]}
 LEFT_OUT = ("sphereface_2017",)
-NAMES = [n for n in reversed(family.NAMES) if n not in LEFT_OUT] + ["plain_softmax"]
+NAMES = [n for n in reversed(family.names()) if n not in LEFT_OUT] + ["plain_softmax"]
 
 
 def train(name: str, out: Path, epochs: float) -> None:

@@ -9,7 +9,7 @@ scale that fits the number of people (--config.head.scale=paper: the published o
 With a recipe of another code base, name your data with --config.data.path.
 """
 
-from hyperface_jax.config import LOSSES, default_config, laptop_recipe, parse_arg
+from hyperface_jax.config import default_config, laptop_recipe, loss_names, parse_arg
 
 
 def get_config(arg: str | None = None):
@@ -27,7 +27,7 @@ def get_config(arg: str | None = None):
     """
     values = parse_arg(
         arg,
-        loss=("normface", *(name for name in LOSSES if name != "normface")),
+        loss=("normface", *(name for name in loss_names() if name != "normface")),
         recipe=("laptop", "opensphere", "insightface", "adaface"),
         data=("auto", "casia"),
     )

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from hyperface_jax import adaptive, classifier, family, margins
-from hyperface_jax.classifier import LOSSES, PLAIN_SOFTMAX
+from hyperface_jax import adaptive, catalogue, family, margins
+from hyperface_jax.catalogue import PLAIN_SOFTMAX, loss_names
 from hyperface_jax.config import default_config
 from hyperface_jax.margins import MarginContext
 from hyperface_jax.plots import GENUINE, GREY, IMPOSTOR, INK
@@ -151,7 +151,7 @@ def row(name: str) -> str:
 def published_factors() -> str:
     """From the smallest to the largest, of the losses that have an s."""
     found = []
-    for name in family.NAMES:
+    for name in family.names():
         member = family.member(name)
         if member.scale and not member.own_scale:
             margin = member.margin
@@ -164,10 +164,10 @@ def published_factors() -> str:
 def refused(norm: str = "hfn", interclass_filter: float = 0, rate: float = 1) -> str:
     """Losses that have no form for a setting."""
     found = []
-    for name in classifier.LOSSES:
+    for name in catalogue.loss_names():
         try:
-            member = classifier.member_of(name)
-            classifier.check_settings(name, member, norm, interclass_filter, rate)
+            member = catalogue.member_of(name)
+            catalogue.check_settings(name, member, norm, interclass_filter, rate)
         except ValueError:
             found.append(f"`{name}`")
     return ", ".join(found)
@@ -182,7 +182,7 @@ ALT = "ψ and η of every loss over the angle at its own m, below each its slope
 def page() -> str:
     """Text of docs/losses.md."""
     factor = number(default_config().head.scale_factor)
-    rows = "\n".join(row(name) for name in LOSSES)
+    rows = "\n".join(row(name) for name in loss_names())
     return f"""# Losses
 
 Cross-entropy over the logits ρ(|x|)·ψ(θ_y) of the own class and ρ(|x|)·η(θ_j) of each

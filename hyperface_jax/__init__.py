@@ -13,6 +13,7 @@ Pure functions of arrays, for any training loop (docs/library.md):
     streaming        a loss over all of them, in chunks and on several devices
     precision        of the products of embeddings and prototypes
     family           every loss by name; adaptive, variational: what some of them need
+    catalogue        every loss by name, plain softmax included
     classifier       a loss bound to its settings: Head
     carried          its other parameters and memory: Carried
     class_vectors    prototypes before the first step
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         adaptive,
         binary,
         carried,
+        catalogue,
         class_loss,
         class_vectors,
         classifier,
@@ -53,6 +55,7 @@ __all__ = [
     "adaptive",
     "binary",
     "carried",
+    "catalogue",
     "class_loss",
     "class_vectors",
     "classifier",

@@ -118,7 +118,7 @@ def dense(
     Args:
       loss: the loss.
       embeddings: [B, D], not normalised.
-      labels: [B] integers in [0, C).
+      labels: [B] integers in [0, C); the loss of any other is NaN.
       prototypes: [C, D].
       class_mask: [C], False for padding rows, or None.
 
@@ -133,7 +133,16 @@ def dense(
     ids = jnp.arange(prototypes.shape[0], dtype=labels.dtype)
     is_target = labels[:, None] == ids[None, :]
     sums = loss.sums(examples, prototypes, None, is_target, class_mask)
-    return loss.finish(examples, sums)
+    values, aux = loss.finish(examples, sums)
+    return nan_where_unknown(values, labels, len(prototypes)), aux
+
+
+def nan_where_unknown(
+    values: Float[Array, " B"], labels: Int[Array, " B"], num_classes: int
+) -> Float[Array, " B"]:
+    """NaN for labels outside [0, C): inside a compiled step nothing else can tell."""
+    known = (labels >= 0) & (labels < num_classes)
+    return jnp.where(known, values, jnp.nan)
 
 
 def check_shapes(embeddings: Array, labels: Array, prototypes: Array) -> None:

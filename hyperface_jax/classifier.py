@@ -18,7 +18,6 @@ from jaxtyping import Array
 from hyperface_jax import carried as carried_by
 from hyperface_jax import (
     class_rows,
-    family,
     geometry,
     losses,
     magnitudes,
@@ -31,29 +30,11 @@ from hyperface_jax import (
 )
 from hyperface_jax.adaptive import Seen
 from hyperface_jax.carried import NOTHING_CARRIED, Carried
+from hyperface_jax.catalogue import PLAIN_SOFTMAX, check_settings, member_of
 from hyperface_jax.class_loss import Aux, ClassLoss, Prototypes
 from hyperface_jax.family import Member
+from hyperface_jax.margins import Margin
 from hyperface_jax.sharding import AXES
-
-PLAIN_SOFTMAX = "plain_softmax"
-LOSSES = (PLAIN_SOFTMAX, *family.NAMES)
-
-
-def member_of(loss: str, **constants: float) -> Member:
-    """The loss's row of the family; of plain softmax NormFace's, without a part."""
-    return family.member("normface" if loss == PLAIN_SOFTMAX else loss, **constants)
-
-
-def check_settings(
-    loss: str, member: Member, norm: str, interclass_filter: float, sample_rate: float
-) -> None:
-    """Raises a ValueError where a loss has no form for these settings."""
-    if loss != PLAIN_SOFTMAX:
-        member.check(loss, norm, interclass_filter, sample_rate)
-    elif interclass_filter:
-        raise ValueError(
-            f"head.interclass_filter is {interclass_filter} with {loss}, expected 0"
-        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +42,7 @@ class Head:
     """A loss, bound to its settings.
 
     Attributes:
-      loss: a name of `LOSSES`.
+      loss: a name of `catalogue.loss_names()`, or a `Margin` or `Member` of your own.
       num_classes: C; further rows of the prototypes are padding and masked out.
       margin: step -> m.
       constants: the loss's own, see `family.constants_of`; default: published.
@@ -83,7 +64,7 @@ class Head:
       class_axes: see `streaming.evaluate`.
     """
 
-    loss: str
+    loss: str | Margin | Member
     num_classes: int
     margin: schedules.Schedule
     constants: Mapping[str, float] = field(default_factory=dict)
@@ -107,15 +88,20 @@ class Head:
     def __post_init__(self) -> None:
         """Raises a ValueError where the loss has no form for these settings."""
         check_settings(
-            *(self.loss, self.member),
+            *(self.name, self.member),
             *(self.norm, self.interclass_filter, self.sample_rate),
         )
-        _magnitude(self.norm, self.scale, self.penalty, self.penalty_strength)
+        self._magnitude(self.scale)
 
     @cached_property
     def member(self) -> Member:
         """See `member_of`."""
         return member_of(self.loss, **self.constants)
+
+    @property
+    def name(self) -> str:
+        """Of the loss, for messages."""
+        return self.loss if isinstance(self.loss, str) else "a loss of your own"
 
     @property
     def centres(self) -> int:
@@ -149,7 +135,7 @@ class Head:
           ValueError: shapes do not fit, or `carried` lacks what the loss needs.
         """
         member, aux = self.member, {}
-        carried_by.check(self.loss, member, carried)
+        carried_by.check(self.name, member, carried)
         m = jnp.asarray(self.margin(step), geometry.at_least_float32(embeddings).dtype)
         annealing = jnp.asarray(self.annealing(step) if self.annealing else 0, m.dtype)
         context = margins.MarginContext(margin=m, annealing=annealing)
@@ -222,10 +208,13 @@ class Head:
         return losses.hyperspherical(
             margin=self.member.margin,
             context=force["context"],
-            magnitude=_magnitude(self.norm, scale, self.penalty, self.penalty_strength),
+            magnitude=self._magnitude(scale),
             interclass_filter=self.interclass_filter,
             **settings,
         )
+
+    def _magnitude(self, scale: geometry.Scalar) -> magnitudes.Magnitude:
+        return magnitudes.of_norm(self.norm, scale, self.penalty_strength, self.penalty)
 
     def _evaluate(self, loss_of, force, embeddings, labels, prototypes, ids, given):
         return streaming.evaluate(
@@ -266,15 +255,3 @@ class Head:
             own = geometry.l2_normalize(own)
         kept = jnp.ones(len(labels), bool) if weight is None else weight > 0
         return regularizers.minimum_hyperspherical_energy(own, labels, kept)
-
-
-def _magnitude(
-    norm: str, scale: float, penalty: str, strength: float
-) -> magnitudes.Magnitude:
-    if norm == "hfn":
-        return magnitudes.hfn(scale)
-    if norm == "sfn":
-        return magnitudes.sfn(scale, strength, penalty)
-    if norm == "nfn":
-        return magnitudes.nfn()
-    raise ValueError(f"norm is {norm!r}, expected one of {magnitudes.MAGNITUDES}")

@@ -31,7 +31,8 @@ from hyperface_jax import (
     config as config_lib,
 )
 from hyperface_jax.backbones import Backbone, create_backbone
-from hyperface_jax.classifier import PLAIN_SOFTMAX, Head
+from hyperface_jax.catalogue import PLAIN_SOFTMAX
+from hyperface_jax.classifier import Head
 from hyperface_jax.config import Config
 from hyperface_jax.data import caching, orders, pipeline, splits
 from hyperface_jax.data.evaluation_set import EvaluationSet

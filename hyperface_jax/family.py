@@ -241,14 +241,17 @@ _PUBLISHED: dict[str, tuple[float | None, Detach]] = {
     "sphereface_2017": (None, "none"),
 }
 
-NAMES = (*MARGINS, *FAMILY)
+
+def names() -> tuple[str, ...]:
+    """Rows of `margins.MARGINS`, also those that were added since, and of `FAMILY`."""
+    return (*MARGINS, *FAMILY)
 
 
 def member(name: str, **constants: Any) -> Member:
     """The loss called `name`.
 
     Args:
-      name: of `NAMES`.
+      name: of `names()`.
       **constants: its own, see `constants_of`; published values by default.
 
     Raises:
@@ -257,7 +260,7 @@ def member(name: str, **constants: Any) -> Member:
     if name in FAMILY:
         return FAMILY[name](**constants)
     if name not in MARGINS:
-        raise ValueError(f"loss is {name!r}, expected one of {', '.join(NAMES)}")
+        raise ValueError(f"loss is {name!r}, expected one of {', '.join(names())}")
     scale, detach = _PUBLISHED.get(name, (64.0, "cosine"))
     return Member(MARGINS[name], scale, detach)
 

@@ -149,8 +149,7 @@ def hyperspherical_softmax(
 
     Args:
       embeddings: [B, D], not normalised, any float type.
-      labels: [B] integers in [0, C); one outside has no target and is not noticed
-        here, inside a compiled step.
+      labels: [B] integers in [0, C); the loss of any other is NaN.
       prototypes: [C, D] class vectors (class weights W, proxies, centres).
       margin: psi and eta, e.g. `margins.MARGINS["sphereface_r_v2"]`.
       magnitude: rho and its penalty, e.g. `magnitudes.hfn(60.)`.

@@ -30,7 +30,12 @@ class Magnitude(NamedTuple):
 
 
 def hfn(scale: Scalar) -> Magnitude:
-    """Hard feature normalisation: ρ = s, whatever the length of the embedding."""
+    """Hard feature normalisation: ρ = s, whatever the length of the embedding.
+
+    Raises:
+      ValueError: s is a number and not positive.
+    """
+    _check_scale(scale)
     return Magnitude(
         lambda norm: jnp.full_like(norm, scale), lambda norm: 0 * norm, scale
     )
@@ -50,8 +55,9 @@ def sfn(scale: Scalar, strength: Scalar, penalty: str = "l1") -> Magnitude:
       penalty: "l1" as in the official code, or "l2".
 
     Raises:
-      ValueError: `penalty` is unknown.
+      ValueError: `penalty` is unknown, or s is a number and not positive.
     """
+    _check_scale(scale)
     if penalty == "l1":
         return Magnitude(
             lambda norm: norm, lambda norm: strength * jnp.abs(norm - scale), scale
@@ -61,3 +67,25 @@ def sfn(scale: Scalar, strength: Scalar, penalty: str = "l1") -> Magnitude:
             lambda norm: norm, lambda norm: strength * (norm - scale) ** 2, scale
         )
     raise ValueError(f"penalty is {penalty!r}, expected one of {PENALTIES}")
+
+
+def of_norm(
+    norm: str, scale: Scalar, strength: Scalar, penalty: str = "l1"
+) -> Magnitude:
+    """The magnitude function called `norm`; other arguments as `sfn`.
+
+    Raises:
+      ValueError: a name is unknown, or s is a number and not positive.
+    """
+    if norm == "hfn":
+        return hfn(scale)
+    if norm == "sfn":
+        return sfn(scale, strength, penalty)
+    if norm == "nfn":
+        return nfn()
+    raise ValueError(f"norm is {norm!r}, expected one of {MAGNITUDES}")
+
+
+def _check_scale(scale: Scalar) -> None:
+    if isinstance(scale, (int, float)) and not scale > 0:
+        raise ValueError(f"scale is {scale}, expected a number > 0")

@@ -191,7 +191,7 @@ def margin_curves(
     """ψ and η of a margin over the angle, beside them Δ = η - ψ.
 
     Args:
-      name: of `hyperface_jax.family.NAMES`.
+      name: of `hyperface_jax.family.names()`.
       margin: m; None means the default of that row.
       constants: the loss's own; None means the published ones.
     """

@@ -56,7 +56,7 @@ def write_report(
       versions: software and hardware by name.
       training: rows of metrics.jsonl; may be empty.
       results: what the protocols returned; may be empty.
-      margin: a name of `family.NAMES` to draw; None draws none.
+      margin: a name of `family.names()` to draw; None draws none.
       margin_value: its m; None means its default.
       summary: facts for the head of the page, such as steps, time, identities.
       pictures: whether to show the hardest pairs. They are faces.

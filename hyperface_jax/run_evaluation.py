@@ -8,7 +8,7 @@ import jax
 from etils import epath
 
 from hyperface_jax import (
-    classifier,
+    catalogue,
     hosts,
     initial,
     metric_writer,
@@ -119,7 +119,7 @@ def report_run(
     if not hosts.is_first():
         return
     c = run.config
-    has_margin = c.head.loss != classifier.PLAIN_SOFTMAX
+    has_margin = c.head.loss != catalogue.PLAIN_SOFTMAX
     training = metric_writer.read_metrics(folder)
     outputs.write_outputs(
         folder,

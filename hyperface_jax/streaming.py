@@ -17,7 +17,13 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from hyperface_jax import class_sums, geometry
-from hyperface_jax.class_loss import Aux, ClassLoss, Examples, check_shapes
+from hyperface_jax.class_loss import (
+    Aux,
+    ClassLoss,
+    Examples,
+    check_shapes,
+    nan_where_unknown,
+)
 from hyperface_jax.class_rows import ClassRows, rows_on_device
 from hyperface_jax.class_sums import ClassSums
 from hyperface_jax.sharding import AXES, split_axes
@@ -78,7 +84,8 @@ def evaluate(
       loss_of: context -> ClassLoss.
       context: pytree of (traced) scalars, the same on all devices.
       embeddings: [B, D]; on a mesh split over both of its axes.
-      labels: [B] integers in [0, num_classes), split likewise.
+      labels: [B] integers in [0, num_classes), split likewise; the loss of any other
+        is NaN.
       prototypes: [R, D], R >= num_classes; further rows are padding and take no part.
         With sub-centres [R, K, D]. On a mesh split by class over `class_axes`.
       num_classes: C.
@@ -123,7 +130,8 @@ def evaluate(
             ),
             axes=axes,
         )
-        return loss.finish(own, class_sums.across(sums, axes) if axes else sums)
+        values, aux = loss.finish(own, class_sums.across(sums, axes) if axes else sums)
+        return nan_where_unknown(values, labels, num_classes), aux
 
     axes = split_axes(mesh, class_axes)
     if not axes:

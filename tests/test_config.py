@@ -36,7 +36,7 @@ SFR_ARGS = [
 BASELINE_ARGS = [
     f"loss={loss},recipe={recipe}"
     for loss, recipe in itertools.product(
-        config_lib.LOSSES, ("laptop", "opensphere", "insightface", "adaface")
+        config_lib.loss_names(), ("laptop", "opensphere", "insightface", "adaface")
     )
 ]
 
@@ -155,7 +155,8 @@ def changed(**updates):
     [
         (
             {"head__loss": "arcfase"},
-            f"head.loss is 'arcfase', expected one of {len(config_lib.LOSSES)} words",
+            "head.loss is 'arcfase', expected one of "
+            f"{len(config_lib.loss_names())} words",
         ),
         ({"head__scale": "big"}, "head.scale is 'big', expected 'auto', 'paper' or"),
         ({"head__scale": "-3"}, "head.scale is '-3', expected 'auto', 'paper' or"),

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import reference_family as reference
 
-from hyperface_jax import adaptive, family, regularizers, schedules, sharding
+from hyperface_jax import (
+    adaptive,
+    catalogue,
+    family,
+    losses,
+    magnitudes,
+    regularizers,
+    schedules,
+    sharding,
+)
+from hyperface_jax import config as config_lib
 from hyperface_jax import margins as margins_lib
 from hyperface_jax.carried import Carried
 from hyperface_jax.classifier import Head
@@ -369,10 +379,67 @@ def test_plain_softmax_has_no_filter():
 
 
 def test_every_row_has_a_source_and_a_sound_margin():
-    for name in family.NAMES:
+    for name in family.names():
         row = family.member(name)
         assert len(row.margin.source) > 5, name
         assert row.margin.default >= row.margin.neutral, name
         if name not in ("circle",):
             scale = margins_lib.minimum_scale(row.margin, row.margin.default, 100)
             assert 0 < scale < 1000, name
+
+
+def _steep(cos, context):
+    return cos - context.margin * (1 - cos)
+
+
+def test_a_margin_of_your_own_needs_no_name():
+    """The same loss as a row of the table, an unnamed margin and an unnamed member."""
+    own = margins_lib.Margin(_steep, margins_lib.plain_eta, 0.0, 0.2, "here")
+    x, y, w = map(jnp.asarray, data("cosface"))
+    expected, _ = losses.hyperspherical_softmax(
+        *(x, y, w[:C]),
+        margin=own,
+        magnitude=magnitudes.hfn(SCALE),
+        context=margins_lib.MarginContext(0.2),
+    )
+    for loss in (own, family.Member(own)):
+        head = Head(loss, C, schedules.constant(0.2), scale=SCALE)
+        np.testing.assert_allclose(head(x, y, w, 0)[0], expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="yours has its own"):
+        Head(own, C, schedules.constant(0.2), constants={"t": 1.0})
+
+
+def test_a_margin_added_after_import_is_a_word_in_a_config(monkeypatch):
+    own = margins_lib.Margin(_steep, margins_lib.plain_eta, 0.0, 0.2, "here")
+    monkeypatch.setitem(margins_lib.MARGINS, "steep", own)
+    assert "steep" in catalogue.loss_names()
+    config = config_lib.default_config()
+    config.head.loss = "steep"
+    config.train.epochs = 1.0
+    config_lib.validate(config)
+    assert config_lib.member_of(config).margin is own
+
+
+@pytest.mark.parametrize("name", ["sphereface_r_v2", "sphereface2_c", "plain_softmax"])
+def test_a_label_of_no_class_makes_its_loss_nan(name):
+    """And only its own; the gradients of the others stay finite."""
+    x, y, w = map(jnp.asarray, data("cosface"))
+    bad = y.at[1].set(C).at[2].set(-1)
+    head = Head(name, C, schedules.constant(catalogue.member_of(name).margin.default))
+    given = Carried(trained=head.trained())
+
+    def loss(x, labels):
+        return head(x, labels, w, 0, carried=given)[0]
+
+    found, expected = loss(x, bad), loss(x, y)
+    assert np.isnan(found[1:3]).all()
+    rest = [0, *range(3, len(y))]
+    np.testing.assert_array_equal(found[jnp.array(rest)], expected[jnp.array(rest)])
+    gradient = jax.grad(lambda x: loss(x, bad).sum())(x)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("norm", ["hfn", "sfn"])
+def test_a_scale_of_0_is_refused(norm):
+    with pytest.raises(ValueError, match=r"scale is 0.0, expected a number > 0"):
+        Head("cosface", C, schedules.constant(0.2), norm=norm, scale=0.0)

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from hyperface_jax import family
-from hyperface_jax.classifier import LOSSES, PLAIN_SOFTMAX
+from hyperface_jax.catalogue import PLAIN_SOFTMAX, loss_names
 from hyperface_jax.margins import MarginContext
 
 DOCS = ROOT / "docs"
@@ -30,12 +30,12 @@ def test_the_page_is_what_the_code_generates(draw):
 
 def test_every_loss_has_a_row():
     rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "losses.md").read_text(), re.M)
-    assert rows == [PLAIN_SOFTMAX, *family.NAMES] == list(LOSSES)
+    assert rows == [PLAIN_SOFTMAX, *family.names()] == list(loss_names())
 
 
 def test_losses_of_a_panel_have_the_same_functions(draw):
     drawn = [name for names in draw.PANELS for name in names]
-    assert sorted(drawn) == sorted(LOSSES) == sorted(draw.FORMULAS)
+    assert sorted(drawn) == sorted(loss_names()) == sorted(draw.FORMULAS)
     cos = jnp.linspace(-1, 1, 41)[:, None]
     for names in draw.PANELS:
         members = [family.member(name) for name in names if name != PLAIN_SOFTMAX]

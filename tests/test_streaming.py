@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hyperface_jax import (
+    catalogue,
     class_sums,
     classifier,
     losses,
@@ -80,7 +81,7 @@ def assert_equal(got, want, rtol=1e-9):
 
 @pytest.mark.usefixtures("float64", "strict_promotion")
 @pytest.mark.parametrize("detach", margins.DETACH)
-@pytest.mark.parametrize("loss", [classifier.PLAIN_SOFTMAX, *margins.MARGINS])
+@pytest.mark.parametrize("loss", [catalogue.PLAIN_SOFTMAX, *margins.MARGINS])
 def test_chunks_equal_the_whole_matrix(loss, detach):
     norm = {"none": "hfn", "cosine": "sfn", "angle": "nfn"}[detach]
     want = dense(loss, norm, detach, "project")

@@ -38,9 +38,11 @@ ALLOWED = {
     "class_vectors": {"geometry"},
     "sampling": {"sharding"},
     "carried": {"family"},
+    "catalogue": {"family", "margins"},
     "classifier": {
         "adaptive",
         "carried",
+        "catalogue",
         "class_loss",
         "class_rows",
         "family",

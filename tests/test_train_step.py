@@ -9,6 +9,7 @@ import pytest
 
 from hyperface_jax import (
     augment,
+    catalogue,
     checkpoint,
     classifier,
     optimizer,
@@ -258,7 +259,7 @@ def test_shapes_that_cannot_be_sharded():
         sharding.make_mesh(3)
 
 
-@pytest.mark.parametrize("loss", classifier.LOSSES)
+@pytest.mark.parametrize("loss", catalogue.loss_names())
 def test_every_loss_has_a_downhill_gradient(loss):
     """One update of every row of the table, differentiable prototypes included."""
     learning_rate = schedules.constant(0.01)

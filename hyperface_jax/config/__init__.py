@@ -5,8 +5,8 @@ What depends on other keys or on the data ("auto", epochs) is computed by `resol
 after the command line has had its say.
 """
 
+from hyperface_jax.catalogue import loss_names
 from hyperface_jax.config.keys import (
-    LOSSES,
     PROTOCOLS,
     Config,
     default_config,
@@ -24,7 +24,6 @@ from hyperface_jax.config.rules import (
 from hyperface_jax.config.validation import constants, member_of, validate
 
 __all__ = [
-    "LOSSES",
     "PROTOCOLS",
     "Config",
     "check_resumable",
@@ -33,6 +32,7 @@ __all__ = [
     "flatten",
     "laptop_recipe",
     "load",
+    "loss_names",
     "margin_schedule",
     "member_of",
     "parse_arg",

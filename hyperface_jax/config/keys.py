@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hyperface_jax import classifier, family
+from hyperface_jax import family
 from hyperface_jax.evaluation import protocols
 
 Config = Any
@@ -29,7 +29,6 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-LOSSES = classifier.LOSSES
 PROTOCOLS = tuple(protocols.PROTOCOLS)
 
 
@@ -96,7 +95,7 @@ def default_config() -> Config:
     c.backbone.value_range = (-1.0, 1.0)  # likewise; images stay in [-1, 1]
 
     c.head = section()
-    c.head.loss = "sphereface_r_v2"  # see classifier.LOSSES
+    c.head.loss = "sphereface_r_v2"  # see catalogue.loss_names
     c.head.norm = "hfn"  # hfn | nfn | sfn
     c.head.scale = "auto"  # s; auto: scale_factor times the least; paper: published
     c.head.scale_factor = 2.3  # of "auto"; the authors' own s are 2.2-2.5 times it
@@ -123,7 +122,7 @@ def default_config() -> Config:
     c.head.precision.embedding_gradient = "auto"
     c.head.precision.prototype_gradient = "auto"
     c.head.class_multiple = 4096  # rows of the prototypes are padded to a multiple
-    for name in family.NAMES:  # a loss's own constants, docs/losses.md
+    for name in family.names():  # a loss's own constants, docs/losses.md
         if own := family.constants_of(name):
             c.head[name] = section(own)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from hyperface_jax import adaptive, classifier, family, margins, schedules
+from hyperface_jax import adaptive, catalogue, family, margins, schedules
 from hyperface_jax.config.keys import Config, default_config, flatten, section
 from hyperface_jax.config.validation import member_of, parse_scale
 
@@ -56,7 +56,7 @@ def resolve(config: Config, *, num_classes: int, num_examples: int) -> Config:
         c.head.margin_start = member.margin.neutral
     if c.head.detach == "auto":
         c.head.detach = member.detach
-    if c.head.loss == classifier.PLAIN_SOFTMAX:
+    if c.head.loss == catalogue.PLAIN_SOFTMAX:
         c.head.norm = "nfn"
     least = margins.minimum_scale(member.margin, c.head.margin, num_classes)
     scale = _resolve_scale(c, member, least, num_classes)

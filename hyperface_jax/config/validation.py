@@ -3,9 +3,9 @@
 from typing import Any
 
 from hyperface_jax import (
+    catalogue,
     class_loss,
     class_vectors,
-    classifier,
     family,
     magnitudes,
     margins,
@@ -30,7 +30,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "backbone.name": tuple(BACKBONES),
     "backbone.dtype": DTYPES,
     "eval.checkpoint": ("last", "best"),
-    "head.loss": classifier.LOSSES,
     "head.norm": magnitudes.MAGNITUDES,
     "head.penalty": magnitudes.PENALTIES,
     "head.detach": ("auto", *margins.DETACH),
@@ -103,7 +102,8 @@ def validate(config: Config) -> None:
       ValueError: one line with the key, what was found and what was expected.
     """
     flat = flatten(config)
-    for key, legal in _CHOICES.items():
+    losses = {"head.loss": catalogue.loss_names()}  # also those added since import
+    for key, legal in (_CHOICES | losses).items():
         if flat[key] not in legal:
             raise ValueError(f"{key} is {flat[key]!r}, {expected(flat[key], legal)}")
     for key in _POSITIVE:
@@ -169,8 +169,8 @@ def validate(config: Config) -> None:
 
 
 def member_of(config: Config) -> family.Member:
-    """The config's loss, see `classifier.member_of`."""
-    return classifier.member_of(config.head.loss, **constants(config))
+    """The config's loss, see `catalogue.member_of`."""
+    return catalogue.member_of(config.head.loss, **constants(config))
 
 
 def constants(config: Config) -> dict[str, float]:
@@ -185,10 +185,8 @@ def _check_margin(config: Config) -> None:
         member = member_of(config)
     except ValueError as error:
         raise ValueError(f"head.{h.loss}: {error}") from None
-    classifier.check_settings(
-        h.loss, member, h.norm, h.interclass_filter, h.sample_rate
-    )
-    if h.loss == classifier.PLAIN_SOFTMAX:
+    catalogue.check_settings(h.loss, member, h.norm, h.interclass_filter, h.sample_rate)
+    if h.loss == catalogue.PLAIN_SOFTMAX:
         return
     if member.binary and h.detach == "angle":
         raise ValueError(
