@@ -30,7 +30,13 @@ from hyperface_jax.data import sources
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.name_lists import write_names
-from hyperface_jax.evaluation import auditing, stored, sub_centres, test_sets
+from hyperface_jax.evaluation import (
+    auditing,
+    embedding_files,
+    stored,
+    sub_centres,
+    test_sets,
+)
 from hyperface_jax.evaluation.embedded import Embedded, Options, from_stored
 
 log = logging.getLogger("hyperface_jax.audit")
@@ -149,9 +155,9 @@ def _embed(
     for test, path in zip(sets, paths, strict=True):
         if not path:
             raise ValueError(f"{test.name}: no embeddings given, and no --workdir")
-        given = stored.open_embeddings(path)
+        given = embedding_files.open_embeddings(path)
         first = first or given
-        stored.check_same_network(first, given, (paths[0], path))
+        stored.check_same_network(first.network, given.network, (paths[0], path))
         found.append(from_stored(test, given, Options()))
         sizes = [each.views.shape[-1] for each in (found[0], found[-1])]
         if sizes[0] != sizes[1]:

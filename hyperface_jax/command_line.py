@@ -22,6 +22,13 @@ def log_our_lines() -> None:
     logging.getLogger("hyperface_jax").setLevel(logging.INFO)
 
 
+def text_of(error: BaseException) -> str:
+    """What went wrong, in words; of the system's errors the file, without a number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)
+
+
 def run(
     work: Callable[[argparse.Namespace], Any],
     parser: argparse.ArgumentParser,
@@ -38,6 +45,6 @@ def run(
     try:
         work(parser.parse_args(argv))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {' '.join(text_of(error).split())}")
     except KeyboardInterrupt:
         sys.exit("stopped")

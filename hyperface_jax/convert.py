@@ -21,7 +21,7 @@ from etils import epath
 
 from hyperface_jax import command_line, model, model_card, workdir
 from hyperface_jax.backbones import create_backbone, torch_names
-from hyperface_jax.interop import state_dicts, torch_file
+from hyperface_jax.interop import folding, state_dicts, torch_file
 from hyperface_jax.interop.state_dicts import StateDict
 
 log = logging.getLogger("hyperface_jax.convert")
@@ -30,7 +30,6 @@ PROTOTYPES = "prototypes.npy"
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 _OF_A_FILE = ("backbone", "color_order", "value_range", "image_size", "licence")
 _OF_A_FILE += ("head", "prototypes")
-_TORCH_EPSILON = 1e-5  # of torch.nn.BatchNorm2d
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +45,12 @@ def parser() -> argparse.ArgumentParser:
     add("--color_order", default="", choices=["", "RGB", "BGR"], help="it was fed with")
     add("--value_range", default="", metavar="LOW,HIGH", help="of its pixels")
     add("--image_size", type=int, default=0, help="side in pixels; 0: of the weights")
-    add("--licence", default="", help="of the weights; goes into the model card")
+    add(
+        "--licence",
+        "--license",
+        default="",
+        help="of the weights; goes into the model card",
+    )
     add(
         "--head", default="", metavar="FILE", help="second file, with the class vectors"
     )
@@ -185,7 +189,7 @@ def imported(
         "color_order": color_order,
         "value_range": value_range or found.value_range,
         "batch_norm_epsilon": epsilon
-        or (2e-5 if found.layout == "magface" else _TORCH_EPSILON),
+        or (2e-5 if found.layout == "magface" else folding.TORCH_EPSILON),
     }
     made = create_backbone(**network)
     image_size = image_size or state_dicts.image_size(found.weights)
@@ -222,7 +226,7 @@ def _to_torch(made: model.Model, out: epath.Path, *, as_is: bool) -> epath.Path:
     )
     network = dict(made.network)
     if not as_is:
-        weights, network = _for_everybody(weights, network)
+        weights, network = folding.for_everybody(weights, network)
     torch_file.write(out, weights)
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
     card = model_card.fed_with(made.card, network, digest)
@@ -237,38 +241,6 @@ def _to_torch(made: model.Model, out: epath.Path, *, as_is: bool) -> epath.Path:
         network["batch_norm_epsilon"],
     )
     return out
-
-
-def _for_everybody(
-    weights: dict[str, np.ndarray], network: dict[str, Any]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The same function of RGB in [-1, 1], with PyTorch's epsilon.
-
-    A file of PyTorch says nothing of its pixels. BGR is turned in the first layer, an
-    epsilon goes into the running variances; both are exact.
-
-    Raises:
-      ValueError: the range of the pixels is another, which no weights can make up for
-        (the first convolution pads with 0).
-    """
-    low, high = network["value_range"]
-    if (low, high) != (-1, 1):
-        raise ValueError(
-            f"the network was trained on pixels in [{low:g}, {high:g}], which a .pth "
-            "cannot say, expected [-1, 1]; --as_is writes it nevertheless"
-        )
-    weights = dict(weights)
-    if network["color_order"] == "BGR":
-        first = state_dicts.first_layer(weights)
-        weights[first] = np.ascontiguousarray(weights[first][:, ::-1])
-    more = network["batch_norm_epsilon"] - _TORCH_EPSILON
-    for name in weights:
-        if name.endswith(".running_var"):
-            weights[name] = weights[name] + np.float32(more)
-    return weights, network | {
-        "color_order": "RGB",
-        "batch_norm_epsilon": _TORCH_EPSILON,
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,9 +6,10 @@
 
 The source is a folder of images at any depth, a tar of identities, an InsightFace or
 prepared folder, a list of images, or `-`: paths on standard input. OUT ending .npz
-(`embeddings` [N, D], `ids`) or .parquet is one file; anything else is a folder that
-`evaluate --embeddings` takes, which also has the mirror images apart. A killed command
-goes on where it was. Images must be aligned crops of the network's size.
+(`embeddings` [N, D], `ids`, `unreadable`) or .parquet is one file of sums of image and
+mirror image, not normalised; anything else is a folder that has the two apart. All of
+them go into `evaluate`, `search` and `audit`. A killed command goes on where it was.
+Images must be aligned crops of the network's size.
 """
 
 import argparse
@@ -19,17 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from etils import epath
-
-from hyperface_jax import command_line, model, workdir
+from hyperface_jax import command_line, model
 from hyperface_jax.data import decode, loose_images
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.records import BadRecordError
-from hyperface_jax.evaluation import parquet
+from hyperface_jax.evaluation import embedding_files, parquet
 from hyperface_jax.evaluation.embedder import first_size
 
 log = logging.getLogger("hyperface_jax.embed")
+
+_OTHER_FILES = (".npy", ".csv", ".tsv", ".txt", ".json", ".h5", ".hdf5", ".pkl", ".pt")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,13 +67,18 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
             f"--batch_size and --threads are {a.batch_size} and {a.threads}, expected "
             "1 or more"
         )
+    single = out.suffix in embedding_files.SUFFIXES
+    if out.suffix in _OTHER_FILES or (single and out.is_dir()):
+        raise ValueError(
+            f"--out is {a.out!r}{' (a folder)' * out.is_dir()}, expected a file ending "
+            "in .npz or .parquet, or the name of a folder"
+        )
     if out.suffix == ".parquet":
         parquet.pyarrow()  # says what to install before the work begins
     made = model.load(a.model, a.checkpoint)
     faces = loose_images.open_any(a.source, lines)
     if not a.resize:
         _check_first(faces, made.image_size)
-    single = out.suffix in (".npz", ".parquet")
     folder = out.with_name(out.name + ".parts") if single else out
     embedder = made.embedder(
         flip=not a.no_flip,
@@ -94,18 +99,14 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
             len(found.views),
             next(iter(found.unreadable.values())),
         )
-    if not single:
-        return out
-    embeddings = np.asarray(found.views).sum(axis=1)
-    facts = {"model": made.fingerprint, "mirror_image_added": str(not a.no_flip)}
-    if out.suffix == ".parquet":
-        parquet.write_parquet(out, list(found.ids or ()), embeddings, facts)
-    else:
-        with workdir.whole_file(epath.Path(out), "wb") as file:
-            ids = np.asarray(found.ids)
-            np.savez(file, allow_pickle=False, embeddings=embeddings, ids=ids, **facts)
-    shutil.rmtree(folder)
-    log.info("%s: %d embeddings of %d numbers", out, *embeddings.shape)
+    if single:
+        facts = {"model": made.fingerprint, "mirror_image_added": str(not a.no_flip)}
+        embedding_files.write_embeddings(out, found, facts)
+        shutil.rmtree(folder)
+    rows, views, size = found.views.shape
+    what = "" if views == 1 else " of the image and its mirror image"
+    what = f", sums{what}" if single and what else what
+    log.info("%s: %d embeddings of %d numbers%s; not normalised", out, rows, size, what)
     return out
 
 

@@ -25,7 +25,7 @@ from hyperface_jax import (
     workdir,
 )
 from hyperface_jax.data.evaluation_set import EvaluationSet
-from hyperface_jax.evaluation import protocols, stored, test_sets
+from hyperface_jax.evaluation import embedding_files, protocols, test_sets
 from hyperface_jax.evaluation.embedded import Options, from_stored, needed_rows
 from hyperface_jax.evaluation.embedder import Embedder
 from hyperface_jax.evaluation.results import ProtocolResult
@@ -106,7 +106,7 @@ def evaluate_files(arguments: argparse.Namespace) -> list[ProtocolResult]:
             "and --out are needed"
         )
     embedded = [
-        from_stored(test, stored.open_embeddings(path), options)
+        from_stored(test, embedding_files.open_embeddings(path), options)
         for test, path in zip(tests, a.embeddings, strict=True)
     ]
     results = protocols.run_protocols(embedded, names, hardest=a.hardest)

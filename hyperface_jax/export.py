@@ -92,6 +92,11 @@ def write_onnx(made: Model, path: Path) -> float:
     """Writes and runs it; returns the relative error of its embeddings."""
     import onnx  # pyright: ignore[reportMissingImports]
     import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    # Warnings with tracebacks of plugins for libraries that are not here, and of shapes
+    # that are left out: the file is compared with the network below.
+    for name in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
 
     size = made.image_size

@@ -47,6 +47,9 @@ def begin(config: Config, saved: Config | None = None) -> tuple[Config, Model | 
             "size"
         )
     log.info("starting from %s: %s", config.init_from, start.network["name"])
+    for key, value in start.network.items():
+        if (asked := config.backbone[key]) != value:
+            log.info("backbone.%s is %s, the model's, instead of %s", key, value, asked)
     return _with_network(config, start.network), start
 
 

@@ -148,8 +148,8 @@ def fail(error: BaseException) -> NoReturn:
 def _essence(error: BaseException) -> str:
     """What a user needs of a message; ml_collections packs tracebacks into its own."""
     # str() of a KeyError is a repr; its first argument is the text.
-    first = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = str(first).strip()
+    first = isinstance(error, KeyError) and error.args
+    text = (str(error.args[0]) if first else command_line.text_of(error)).strip()
     if len(text) > 1 and text[0] == text[-1] == "'":
         text = text[1:-1]
     missing = re.search(r"No such file or directory: '([^']+\.py)", text)

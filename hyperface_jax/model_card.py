@@ -66,6 +66,8 @@ def of_run(
             "norm": head["norm"],
             "margin": head["margin"],
             "scale": head["scale"],
+            "constants": head.get(head["loss"]) or {},
+            "gradient": head["detach"],
             "steps": step,
             "batch_size": config["train"]["batch_size"],
             "started_from": started.get("init_from") or "random weights",
@@ -188,8 +190,9 @@ def markdown(card: Mapping[str, Any]) -> str:
     """A card as text."""
     lines = [f"# Model card: {card['network']['name']}", ""]
     for title in ("network", "training"):
+        facts = {k: v for k, v in card[title].items() if v != {}}
         lines += [f"## {title.capitalize()}", ""]
-        lines += [f"- {_words(k)}: {_text(v)}" for k, v in card[title].items()]
+        lines += [f"- {_words(k)}: {_text(v)}" for k, v in facts.items()]
         lines.append("")
     lines += ["## Evaluation", ""]
     if card["evaluation"]:

@@ -25,10 +25,12 @@ from hyperface_jax.data import (
     face_crops,
     image_list,
     landmarks,
+    pairs,
     preparing,
     sources,
 )
 from hyperface_jax.data.face_set import concatenate
+from hyperface_jax.data.records import ids_of
 
 log = logging.getLogger("hyperface_jax.prepare")
 
@@ -67,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     add("--detector", default="", choices=["", "yunet"], help="find the points")
     add("--detector_model", default="", metavar="FILE", help="the detector's weights")
     add("--size", default="112x112", metavar="HxW", help="of aligned faces")
-    add("--license", default="", metavar="TEXT", help="for the card")
+    add("--licence", "--license", default="", metavar="TEXT", help="for the card")
     add(
         "--beam_runner",
         default="",
@@ -114,6 +116,8 @@ def prepare(arguments: argparse.Namespace) -> None:
             for p in a.source
         ]
     )
+    if a.pairs:
+        pairs.read_lfw_pairs(a.pairs, ids_of(faces.source))  # errors before the work
     if a.exclude:
         faces = edits.exclude(faces, edits.read_all_exclusions(a.exclude))
     log.info("%s: %d images of %d people", faces.name, len(faces), faces.num_classes)
@@ -123,7 +127,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         name=a.name,
         source=", ".join(a.source),
         pairs_path=a.pairs,
-        license_text=a.license,
+        license_text=a.licence,
         options=preparing.Options(
             verify=a.verify,
             images_per_shard=a.images_per_shard,

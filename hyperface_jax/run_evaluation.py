@@ -19,7 +19,7 @@ from hyperface_jax import (
 )
 from hyperface_jax import config as config_lib
 from hyperface_jax.checkpoint import Checkpoints
-from hyperface_jax.evaluation import protocols, stored
+from hyperface_jax.evaluation import embedding_files, protocols
 from hyperface_jax.evaluation.embedded import Options
 from hyperface_jax.evaluation.embedder import Embedder
 from hyperface_jax.evaluation.groups import read_groups
@@ -59,10 +59,7 @@ def make_options(
     *, pooling: str, bootstrap: int, groups: str, group_fmr: float, distractors: str
 ) -> Options:
     """Options from plain values; reads the files that are named."""
-    crowd = None
-    if distractors:
-        crowd = stored.open_embeddings(distractors).views
-        crowd = crowd[:, 0] if crowd.shape[1] == 1 else crowd.sum(axis=1)
+    crowd = embedding_files.open_embeddings(distractors) if distractors else None
     return Options(
         pooling=parse_pooling(pooling),
         bootstrap=bootstrap,

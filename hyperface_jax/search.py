@@ -19,7 +19,13 @@ from etils import epath
 
 from hyperface_jax import command_line, workdir
 from hyperface_jax.data.name_lists import write_names
-from hyperface_jax.evaluation import faiss_index, nearest, parquet, stored
+from hyperface_jax.evaluation import (
+    embedding_files,
+    faiss_index,
+    nearest,
+    parquet,
+    stored,
+)
 from hyperface_jax.evaluation.nearest import Nearest
 from hyperface_jax.evaluation.stored import Stored
 
@@ -62,10 +68,10 @@ def search(arguments: argparse.Namespace) -> Nearest:
         raise ValueError(f"--threshold is {a.threshold}, expected a cosine")
     method = "exact" if a.index == "exact" else faiss_index.describe(a.index)
     out, write = _open_out(a.out)
-    gallery = stored.open_embeddings(a.gallery)
-    probes = stored.open_embeddings(a.probes)
+    gallery = embedding_files.open_embeddings(a.gallery)
+    probes = embedding_files.open_embeddings(a.probes)
     names = (a.gallery, a.probes)
-    stored.check_same_network(gallery, probes, names)
+    stored.check_same_network(gallery.network, probes.network, names)
     if a.index == "exact":
         found = nearest.search(gallery.views, probes.views, a.top, names=names)
     else:

@@ -251,3 +251,17 @@ def test_a_saved_config_loads_as_it_was(tmp_path):
     assert config_lib.check_resumable(c.to_dict(), again) == []
     with pytest.raises(ValueError, match=r"nothing.json: not a readable config"):
         config_lib.load(tmp_path / "nothing.json")
+
+
+def test_a_constant_of_another_loss_is_pointed_out(recwarn):
+    config = config_lib.default_config()
+    config.train.epochs = 1.0
+    config_lib.validate(config)
+    assert not recwarn
+    config.head.magface.upper = 90.0
+    with pytest.warns(UserWarning, match=r"head.magface.upper is 90.0, but head.loss"):
+        config_lib.validate(config)
+    config.head.loss = "magface"
+    config.head.margin = -1.0
+    config_lib.validate(config)
+    assert not recwarn

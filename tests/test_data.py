@@ -17,6 +17,19 @@ from hyperface_jax.data.decode import BadImageError, decode_image
 # --- decoding -------------------------------------------------------------------------
 
 
+def test_sixteen_bits_a_pixel_keep_their_grey():
+    """Pillow's own conversion clips everything above 255 to white."""
+    ramp = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "PNG")
+    found = decode_image(file.getvalue(), 64)
+    np.testing.assert_array_equal(found, np.repeat((ramp >> 8)[..., None], 3, 2))
+    file = io.BytesIO()
+    Image.fromarray(ramp.astype(np.float32)).save(file, "TIFF")
+    with pytest.raises(BadImageError, match="expected 8 or 16 bits"):
+        decode_image(file.getvalue(), 64)
+
+
 def test_grey_cmyk_and_png_become_rgb():
     image = toy.person_image(0, 0)
     assert np.abs(decode_image(toy.jpeg(image), 32).astype(int) - image).mean() < 12

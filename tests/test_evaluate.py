@@ -14,6 +14,7 @@ from hyperface_jax.backbones import create_backbone
 from hyperface_jax.data import datasets, pipeline, preparing, sources
 from hyperface_jax.evaluation import (
     embedded,
+    embedding_files,
     forward,
     protocols,
     similarity,
@@ -57,7 +58,7 @@ def test_parts_are_written_once_in_any_order_by_several_processes(tmp_path, rng)
         store.read()
     assert work(0, 2)[1] == [0, 2]
     assert work(0, 1)[1] == []
-    found = stored.open_embeddings(tmp_path / "e")
+    found = embedding_files.open_embeddings(tmp_path / "e")
     np.testing.assert_array_equal(found.views, views)
     assert found.ids == tuple(ids)
     assert found.unreadable == {12: "0 bytes"}
@@ -68,12 +69,12 @@ def test_parts_are_written_once_in_any_order_by_several_processes(tmp_path, rng)
 def test_embeddings_of_others(tmp_path, rng):
     array = rng.normal(size=(6, 4)).astype(np.float32)
     np.save(tmp_path / "a.npy", array)
-    assert stored.open_embeddings(tmp_path / "a.npy").views.shape == (6, 1, 4)
-    assert stored.open_embeddings(tmp_path / "a.npy").ids is None
+    assert embedding_files.open_embeddings(tmp_path / "a.npy").views.shape == (6, 1, 4)
+    assert embedding_files.open_embeddings(tmp_path / "a.npy").ids is None
     (tmp_path / "a.txt").write_text("".join(f"{k}\n" for k in "abcdef"))
-    assert stored.open_embeddings(tmp_path / "a.npy").ids == tuple("abcdef")
+    assert embedding_files.open_embeddings(tmp_path / "a.npy").ids == tuple("abcdef")
     np.savez(tmp_path / "b.npz", embeddings=array, ids=np.array(list("abcdef")))
-    assert stored.open_embeddings(tmp_path / "b.npz").ids == tuple("abcdef")
+    assert embedding_files.open_embeddings(tmp_path / "b.npz").ids == tuple("abcdef")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_files_that_are_no_embeddings(tmp_path, write, message):
     path = tmp_path / "x.npy"
     write(path)
     with pytest.raises(ValueError, match=r"x\.npy") as error:
-        stored.open_embeddings(path)
+        embedding_files.open_embeddings(path)
     assert message in str(error.value)
 
 
@@ -132,7 +133,7 @@ def test_damaged_stores_are_one_line(tmp_path, file, text):
     store.write(0, range(2), np.ones((2, 1, 4)), {})
     (folder / file).write_text(text)
     with pytest.raises(ValueError, match=str(folder)):
-        stored.open_embeddings(folder)
+        embedding_files.open_embeddings(folder)
 
 
 def test_two_sets_of_one_name_are_refused(tmp_path):

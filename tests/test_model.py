@@ -1,6 +1,7 @@
 """Models on their own: folders, conversion, export, embedding, verification."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from hyperface_jax import (
 )
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.backbones.torch_names import to_torch
-from hyperface_jax.evaluation import parquet, stored
+from hyperface_jax.evaluation import embedding_files, parquet, stored
 from hyperface_jax.interop import torch_file
 
 NETWORK = {
@@ -141,7 +142,7 @@ def test_a_workdir_is_a_model_without_its_data(run, tmp_path):
         model.load(copy, "best")
 
 
-def test_training_starts_from_a_model(run, tmp_path):
+def test_training_starts_from_a_model(run, tmp_path, caplog):
     """The network is the model's, the loss the config's; the licence goes along."""
     _, faces = run
     start = made(embedding_dim=16, color_order="BGR", value_range=(0.0, 1.0))
@@ -155,7 +156,9 @@ def test_training_starts_from_a_model(run, tmp_path):
         head__loss="sphereface2_c",
         head__margin=-1.0,
     )
+    caplog.set_level(logging.INFO, "hyperface_jax")
     state = train.train_and_evaluate(config, tmp_path / "run")
+    assert "backbone.name is sfnet4_bn, the model's, instead of sfnet10" in caplog.text
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
         state.params["backbone"],
@@ -252,6 +255,14 @@ def test_embeddings_of_two_networks_are_not_compared(tmp_path):
     assert (tmp_path / "audit" / "outliers.tsv").exists()
     with pytest.raises(ValueError, match=r"people.npz: made by network .*the model by"):
         call(audit, *more, *where, "--workdir", tmp_path / "b")
+    # Distractors, too, before anything is embedded.
+    crowd = ("--set", faces, "--distractors", tmp_path / "e_b.npz")
+    crowd += ("--protocols", "distractors", "--out", tmp_path / "report")
+    for source in (("--embeddings", out), ("--workdir", tmp_path / "a")):
+        p = evaluate.parser().parse_args([*map(str, (*crowd, *source))])
+        with pytest.raises(ValueError, match=r"distractors: made by .*people"):
+            evaluate.evaluate_files(p)
+    assert not (tmp_path / "report" / "embeddings").exists()
 
 
 def test_a_model_without_its_card_has_a_poor_one(tmp_path):
@@ -425,12 +436,13 @@ def test_stablehlo_and_npz_hold_the_network(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sfnet4_bn", "iresnet18", "mbf", "vit_t", "ir18"])
-def test_onnx_takes_any_batch_of_channels_first_rgb(name, tmp_path):
+def test_onnx_takes_any_batch_of_channels_first_rgb(name, tmp_path, caplog):
     pytest.importorskip("jax2onnx", reason="pip install --no-deps jax2onnx")
     ort = pytest.importorskip("onnxruntime")
     first = made(name=name, color_order="BGR")
     model.save(first, tmp_path / "m")
     file = call(export, tmp_path / "m", "--out", tmp_path / "x.onnx")
+    assert {record.name for record in caplog.records} <= {"hyperface_jax.export"}
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     (taken,) = session.get_inputs()
     assert taken.shape[1:] == [3, SIZE, SIZE]
@@ -477,7 +489,7 @@ def test_embeddings_of_a_folder_and_of_listed_paths(tmp_path):
         "--out",
         tmp_path / "e.npz",
     )
-    found = stored.open_embeddings(out)
+    found = embedding_files.open_embeddings(out)
     assert found.ids == tuple(f"deep/{k}" for k in range(5))
     want = first.embed(images(5)) + first.embed(images(5)[:, :, ::-1])
     np.testing.assert_allclose(found.views[:, 0], want, rtol=1e-4, atol=1e-5)
@@ -532,7 +544,7 @@ def test_an_embedding_run_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(stored.EmbeddingStore, "write", counted)
     out = call(embed, *arguments)
     assert numbers == [1, 2]
-    assert stored.open_embeddings(out).views.shape == (5, 1, 8)
+    assert embedding_files.open_embeddings(out).views.shape == (5, 1, 8)
 
 
 def test_damaged_images_are_left_out_wherever_they_stand(tmp_path):
@@ -540,9 +552,15 @@ def test_damaged_images_are_left_out_wherever_they_stand(tmp_path):
     faces = write_images(tmp_path / "faces", count=2)
     (faces / "+.png").write_bytes(b"none")  # the first by name
     where = (tmp_path / "m", "--source", faces, "--out", tmp_path / "e.npz")
-    found = stored.open_embeddings(call(embed, *where))
+    found = embedding_files.open_embeddings(call(embed, *where))
     assert found.ids == ("+", "0", "1")
     assert found.views.any(axis=(1, 2)).tolist() == [False, True, True]
+    assert list(found.unreadable) == [0]
+    assert "not an image" in found.unreadable[0]
+    out = call(embed, *where[:-1], tmp_path / "e.parquet")
+    again = embedding_files.open_embeddings(out)
+    assert again.unreadable == found.unreadable
+    assert again.network == found.network
     for name in ("0.png", "1.png"):
         (faces / name).write_bytes(b"none")
     (tmp_path / "e.npz").unlink()
@@ -566,8 +584,14 @@ def test_images_that_are_no_crops_are_refused(tmp_path):
     ):
         call(embed, *arguments)
     out = call(embed, *arguments, "--resize", "--no_flip")
-    assert stored.open_embeddings(out).views.any()
+    assert embedding_files.open_embeddings(out).views.any()
     (tmp_path / "none").mkdir()
+    (tmp_path / "taken.npz").mkdir()
+    for name, found in (("e.npy", "e.npy'"), ("taken.npz", r"taken.npz' \(a folder\)")):
+        with pytest.raises(
+            ValueError, match=f"{found}, expected a file ending in .npz"
+        ):
+            call(embed, *arguments[:-1], tmp_path / name)
     with pytest.raises(ValueError, match="no images in it, at any depth"):
         call(embed, tmp_path / "m", "--source", tmp_path / "none", "--out", "x.npz")
     with pytest.raises(ValueError, match="standard input: no path in it"):

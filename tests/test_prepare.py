@@ -195,6 +195,15 @@ def test_pairs_follow_their_images_through_rejections(tmp_path):
         run("--source", source, "--data_dir", tmp_path / "b", "--pairs", pairs)
 
 
+def test_pairs_of_other_images_are_noticed_before_the_work(tmp_path):
+    source = toy.write_folder(tmp_path / "source")
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text(toy.write_pairs(pairs).read_text().replace("Person_00", "Nobody"))
+    with pytest.raises(ValueError, match="Nobody"):
+        run("--source", source, "--data_dir", tmp_path / "b", "--pairs", pairs)
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_prepared_set_prepared_again_keeps_its_tests(tmp_path):
     source = toy.write_folder(tmp_path / "source")
     pairs = toy.write_pairs(tmp_path / "pairs.txt")

@@ -9,6 +9,7 @@ import pytest
 from hyperface_jax import search
 from hyperface_jax.evaluation import (
     best_groups,
+    embedding_files,
     faiss_index,
     nearest,
     parquet,
@@ -330,7 +331,7 @@ def test_parquet_by_row_groups(tmp_path, rng, monkeypatch):
     assert found_ids == tuple(ids)
     np.testing.assert_array_equal(found, embeddings)
     assert metadata == {"weights": "abc", "views": [1, 2]}
-    assert stored.open_embeddings(path).views.shape == (100, 1, 6)
+    assert embedding_files.open_embeddings(path).views.shape == (100, 1, 6)
     with pytest.raises(ValueError, match="99 ids for 100 embeddings"):
         parquet.write_parquet(path, ids[1:], embeddings)
     with pytest.raises(ValueError, match=r"e\.parquet: found \[100, 0\], expected"):

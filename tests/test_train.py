@@ -18,7 +18,7 @@ from hyperface_jax import (
     workdir,
 )
 from hyperface_jax.checkpoint import FOLDER
-from hyperface_jax.evaluation import stored
+from hyperface_jax.evaluation import embedding_files
 
 pytestmark = pytest.mark.core
 
@@ -88,7 +88,7 @@ def test_embeddings_of_a_run_are_stored_and_reused(finished, tmp_path):
     assert evaluate_it("--set", bins, "--part", "2/2") == []
     results = evaluate_it("--set", bins)
     assert [r.key for r in results] == ["lfw/verification"]
-    assert stored.open_embeddings(store).views.shape == (40, 2, 16)
+    assert embedding_files.open_embeddings(store).views.shape == (40, 2, 16)
     before = (store / "embeddings.npy").stat().st_mtime_ns
     again = evaluate_it("--set", bins)
     assert again[0].metrics == results[0].metrics

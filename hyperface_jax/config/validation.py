@@ -1,5 +1,6 @@
 """Checks of a config that need no data: one line with key, found and expected."""
 
+import warnings
 from typing import Any
 
 from hyperface_jax import (
@@ -116,6 +117,7 @@ def validate(config: Config) -> None:
         if not 0 <= flat[key] < 1:
             raise ValueError(f"{key} is {flat[key]}, expected 0 <= value < 1")
     _check_margin(config)
+    _warn_of_unused_constants(config)
     if config.learning_rate.milestones and config.learning_rate.milestone_epochs:
         raise ValueError(
             f"learning_rate.milestones is {config.learning_rate.milestones} and "
@@ -176,6 +178,20 @@ def member_of(config: Config) -> family.Member:
 def constants(config: Config) -> dict[str, float]:
     """The loss's own constants."""
     return dict(config.head.get(config.head.loss) or {})
+
+
+def _warn_of_unused_constants(config: Config) -> None:
+    """Constants of a loss that is not trained: a slip, or left from another run."""
+    for name in family.names():
+        published = family.constants_of(name)
+        own = config.head.get(name) or {}
+        for key, value in published.items() if name != config.head.loss else ():
+            if own.get(key, value) != value:
+                warnings.warn(
+                    f"head.{name}.{key} is {own[key]}, but head.loss is "
+                    f"{config.head.loss!r}: nobody reads it",
+                    stacklevel=3,
+                )
 
 
 def _check_margin(config: Config) -> None:

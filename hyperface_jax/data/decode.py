@@ -127,7 +127,16 @@ def _rejects_colour_space(error: ValueError) -> bool:
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     with _pillow(data) as image:
         _check_pixels(image.height, image.width)
+        if image.mode[0] in "IF":
+            return _grey_of_16_bits(np.asarray(image), image.mode)
         return np.asarray(image.convert("RGB"))
+
+
+def _grey_of_16_bits(pixels: np.ndarray, mode: str) -> np.ndarray:
+    """The high byte of each; Pillow's own conversion would clip them to white."""
+    if mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise BadImageError(f"pixels of mode {mode}, expected 8 or 16 bits a channel")
+    return np.repeat((pixels >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from hyperface_jax.data.face_set import FaceSet, fingerprint_of
 from hyperface_jax.data.recordio import open_local
 from hyperface_jax.data.records import ImageSource
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 class FolderReader:

@@ -10,7 +10,7 @@ from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.pairs import Pairs
 from hyperface_jax.data.records import ids_of
 from hyperface_jax.evaluation import similarity
-from hyperface_jax.evaluation.stored import Stored
+from hyperface_jax.evaluation.stored import Stored, check_same_network
 from hyperface_jax.evaluation.templates import INSIGHTFACE, Pooling
 
 
@@ -23,14 +23,14 @@ class Options:
       bootstrap: draws of subjects for confidence intervals; 0 for none.
       groups: image id or identity -> group, for error rates by group; may be empty.
       group_fmr: false match rate of the one threshold for all groups.
-      distractors: [X, D], people who are in no test set; or None.
+      distractors: people who are in no test set [X, V, D]; or None.
     """
 
     pooling: Pooling = INSIGHTFACE
     bootstrap: int = 0
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     group_fmr: float = 1e-3
-    distractors: np.ndarray | None = None
+    distractors: Stored | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,9 +84,11 @@ def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedd
     Without ids row i is image i of the set.
 
     Raises:
-      ValueError: an image of the set has no embedding.
+      ValueError: an image of the set has no embedding, or the distractors were made by
+        another network.
     """
     rows = needed_rows(data)
+    check_crowd(options, stored.network, data.name)
     if stored.ids is None:
         count = len(data.faces.source)
         if len(stored.views) != count:
@@ -111,6 +113,13 @@ def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedd
         int(row_of[k]): why for k, why in stored.unreadable.items() if row_of[k] >= 0
     }
     return Embedded(data, stored.views, position, unreadable, options)
+
+
+def check_crowd(options: Options, network: str, name: str) -> None:
+    """Raises a ValueError where another network made the distractors of a set."""
+    if options.distractors is not None:
+        names = (f"the embeddings of {name}", "distractors")
+        check_same_network(network, options.distractors.network, names)
 
 
 def _zero_rows(

@@ -24,9 +24,11 @@ from hyperface_jax.data.records import BadRecordError, ids_of
 from hyperface_jax.evaluation.embedded import (
     Embedded,
     Options,
+    check_crowd,
     from_stored,
     needed_rows,
 )
+from hyperface_jax.evaluation.embedding_files import open_embeddings
 from hyperface_jax.evaluation.forward import (
     ViewsFn,
     embed_rows,
@@ -35,10 +37,8 @@ from hyperface_jax.evaluation.forward import (
 )
 from hyperface_jax.evaluation.stored import (
     EmbeddingStore,
-    Stored,
     check_same_network,
     network_name,
-    open_embeddings,
 )
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,18 @@ class Embedder:
             "jitter": self.jitter,
         }
 
+    @property
+    def network(self) -> str:
+        """See `Stored.network`."""
+        return network_name(self.fingerprint(), self.flip)
+
     def embed(self, test: EvaluationSet, options: Options) -> Embedded:
-        """Embeds what the protocols of a set need, in memory."""
+        """Embeds what the protocols of a set need, in memory.
+
+        Raises:
+          ValueError: the distractors were made by another network.
+        """
+        self._check_crowd(test, options)
         rows = needed_rows(test)
         views, unreadable = embed_rows(self.views, test.faces, rows, **self._how)
         position = np.full(len(test.faces.source), -1)
@@ -97,12 +107,10 @@ class Embedder:
         Raises:
           ValueError: it holds embeddings of other images or another network.
         """
+        self._check_crowd(test, options)
         if folder.is_file():
             found = open_embeddings(folder)
-            own = Stored(
-                found.views, network=network_name(self.fingerprint(), self.flip)
-            )
-            check_same_network(own, found, ("the model", str(folder)))
+            check_same_network(self.network, found.network, ("the model", str(folder)))
             return from_stored(test, found, options)
         store = self.store(test.faces, needed_rows(test), folder)
         return from_stored(test, store.read(), options)
@@ -155,6 +163,10 @@ class Embedder:
                 "aligned as the network's were have worse scores",
                 *(faces.name, found[1], found[0], self.image_size),
             )
+
+    def _check_crowd(self, test: EvaluationSet, options: Options) -> None:
+        if options.distractors is not None:  # else the fingerprint costs a while
+            check_crowd(options, self.network, test.name)
 
     @property
     def _how(self) -> dict[str, Any]:

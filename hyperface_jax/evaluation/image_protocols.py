@@ -156,9 +156,10 @@ def identify_among_distractors(e: Embedded) -> ProtocolResult | None:
     MegaFace: every other image of a probe's identity is put alone among the
     distractors. TinyFace: the whole gallery with the distractors.
     """
-    crowd = e.options.distractors
-    if crowd is None or e.data.templates is not None:
+    if e.options.distractors is None or e.data.templates is not None:
         return None
+    views = e.options.distractors.views
+    crowd = views[:, 0] if views.shape[1] == 1 else views.sum(axis=1)
     if crowd.shape[1] != e.views.shape[2]:
         raise ValueError(
             f"distractors have {crowd.shape[1]} dimensions, the embeddings of "

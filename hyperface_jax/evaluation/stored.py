@@ -15,21 +15,15 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hyperface_jax.data.name_lists import read_names, write_names
-from hyperface_jax.evaluation import parquet
 
 ARRAY, IDS, META, DONE = "embeddings.npy", "ids.txt", "meta.json", "done"
 PART_IMAGES = 4096
-_DAMAGE = (
-    *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError),
-    *(IndexError, ZeroDivisionError, zipfile.BadZipFile),
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,92 +44,25 @@ class Stored:
     network: str = ""
 
 
-def check_same_network(first: Stored, second: Stored, names: tuple[str, str]) -> None:
+def check_same_network(first: str, second: str, names: tuple[str, str]) -> None:
     """Refuses embeddings of two networks: their cosines mean nothing.
+
+    Args:
+      first: `Stored.network`.
+      second: of another.
+      names: of both, for the message.
 
     Raises:
       ValueError: both say what made them, and it is not the same.
     """
-    a, b = first.network, second.network
-    if a and b and a != b:
-        raise ValueError(f"{names[1]}: made by network {b}, {names[0]} by {a}")
+    if first and second and first != second:
+        raise ValueError(f"{names[1]}: made by network {second}, {names[0]} by {first}")
 
 
 def network_name(model: object, mirrored: object) -> str:
     """`Stored.network`."""
     added = "added" if str(mirrored) == "True" else "left out"
     return f"{model}, mirror image {added}" if model else ""
-
-
-def open_embeddings(path: str | os.PathLike) -> Stored:
-    """Opens a folder of ours, a .parquet of `embed`, or somebody's .npy or .npz.
-
-    A .npy holds [N, D] or [N, V, D]; ids may stand beside it in a .txt of the same
-    name. A .npz holds `embeddings` and perhaps `ids`.
-
-    Raises:
-      ValueError: unfinished, of another shape, or with NaN among the ids' rows.
-    """
-    try:
-        found = _open(Path(path))
-    except _DAMAGE as error:
-        if isinstance(error, ValueError) and str(path) in str(error):
-            raise
-        why = f"{type(error).__name__}: {error}"[:160]
-        raise ValueError(f"{path}: damaged embeddings ({why})") from None
-    views, ids = found.views, found.ids
-    if views.ndim != 3 or not np.issubdtype(views.dtype, np.floating):
-        raise ValueError(
-            f"{path}: {views.dtype} {list(views.shape)}, expected floats [N, D] or "
-            "[N, views, D]"
-        )
-    if views.shape[1] not in (1, 2) or not views.shape[2]:
-        raise ValueError(
-            f"{path}: {list(views.shape)}, expected 1 or 2 views of 1 number or more"
-        )
-    if ids is not None and len(ids) != len(views):
-        raise ValueError(f"{path}: {len(ids)} ids for {len(views)} embeddings")
-    if ids is not None and len(set(ids)) < len(ids):
-        raise ValueError(f"{path}: {len(ids) - len(set(ids))} ids occur twice")
-    return found
-
-
-def _open(where: Path) -> Stored:
-    if where.is_dir():
-        return EmbeddingStore.open(where).read()
-    if not where.exists():
-        raise ValueError(
-            f"{where}: not found, expected embeddings (.npy, .npz, .parquet, folder)"
-        )
-    if where.suffix == ".parquet":
-        ids, embeddings, facts = parquet.read_parquet(where)
-        made_by = (facts.get("model", ""), facts.get("mirror_image_added"))
-        return Stored(embeddings[:, None], ids, network=network_name(*made_by))
-    try:
-        loaded = np.load(where, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        # NumPy's own advice, to allow pickles, is bad advice.
-        raise ValueError(f"{where}: not a .npy or .npz of numbers") from None
-    ids, network = None, ""
-    if isinstance(loaded, np.ndarray):
-        views = loaded
-        beside = where.with_suffix(".txt")
-        if beside.exists():
-            ids = tuple(row[0] for row in read_names(beside))
-    else:
-        if "embeddings" not in loaded.files:
-            raise ValueError(f"{where}: holds {loaded.files}, expected 'embeddings'")
-        views = loaded["embeddings"]
-        if "model" in loaded.files and "mirror_image_added" in loaded.files:
-            network = network_name(loaded["model"], loaded["mirror_image_added"])
-        if "ids" in loaded.files:
-            ids = tuple(
-                i.decode() if isinstance(i, bytes) else str(i)
-                for i in np.atleast_1d(loaded["ids"]).tolist()
-            )
-    if views.ndim == 2:
-        views = views[:, None]
-    return Stored(views, ids, network=network)
 
 
 class EmbeddingStore:

@@ -89,7 +89,10 @@ def named(module: str, name: str) -> Opaque | str:
         return f"torch.{name}"
     if found in _MAKERS or is_storage(found) or _is_opaque(found):
         return found
-    raise UnsafePickleError(f"it names {found}, which is not allowed")
+    raise UnsafePickleError(
+        f"it names {found}, which is not allowed (a whole model? save its "
+        "state_dict(), which is arrays only)"
+    )
 
 
 def made(function: Any, args: Any) -> Any:

@@ -1,0 +1,133 @@
+"""Embeddings in files: opens what this package or somebody else wrote, and writes one.
+
+.npz      embeddings [N, D], perhaps ids [N]; of ours also the network, and which
+          images could not be read
+.parquet  the same, see `parquet`
+.npy      [N, D] or [N, V, D]; ids may stand in a .txt of the same name beside it
+folder    see `stored`
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from hyperface_jax import workdir
+from hyperface_jax.data.name_lists import read_names
+from hyperface_jax.evaluation import parquet
+from hyperface_jax.evaluation.stored import EmbeddingStore, Stored, network_name
+
+SUFFIXES = (".npz", ".parquet")
+"""Of files that are written."""
+
+_DAMAGE = (
+    *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError),
+    *(IndexError, ZeroDivisionError, zipfile.BadZipFile),
+)
+
+
+def write_embeddings(path: Path, found: Stored, facts: Mapping[str, str]) -> None:
+    """Writes one file of raw sums of the views, [N, D] float32, whole or not at all.
+
+    Args:
+      path: ends in one of `SUFFIXES`.
+      found: embeddings with ids.
+      facts: "model" and "mirror_image_added", which `open_embeddings` compares.
+    """
+    ids = tuple(found.ids or ())
+    embeddings = np.asarray(found.views).sum(axis=1)
+    # Text, because keys of JSON are.
+    lost = json.dumps({str(row): why for row, why in found.unreadable.items()})
+    facts = dict(facts) | {"unreadable": lost}
+    if path.suffix == ".parquet":
+        parquet.write_parquet(path, ids, embeddings, facts)
+        return
+    with workdir.whole_file(epath.Path(path), "wb") as file:
+        np.savez(
+            file,
+            allow_pickle=False,
+            embeddings=embeddings,
+            ids=np.asarray(ids),
+            **facts,
+        )
+
+
+def open_embeddings(path: str | os.PathLike) -> Stored:
+    """Opens embeddings of any of the forms above.
+
+    Raises:
+      ValueError: unfinished, damaged or of another shape.
+    """
+    try:
+        found = _open(Path(path))
+    except _DAMAGE as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        why = f"{type(error).__name__}: {error}"[:160]
+        raise ValueError(f"{path}: damaged embeddings ({why})") from None
+    views, ids = found.views, found.ids
+    if views.ndim != 3 or not np.issubdtype(views.dtype, np.floating):
+        raise ValueError(
+            f"{path}: {views.dtype} {list(views.shape)}, expected floats [N, D] or "
+            "[N, views, D]"
+        )
+    if views.shape[1] not in (1, 2) or not views.shape[2]:
+        raise ValueError(
+            f"{path}: {list(views.shape)}, expected 1 or 2 views of 1 number or more"
+        )
+    if ids is not None and len(ids) != len(views):
+        raise ValueError(f"{path}: {len(ids)} ids for {len(views)} embeddings")
+    if ids is not None and len(set(ids)) < len(ids):
+        raise ValueError(f"{path}: {len(ids) - len(set(ids))} ids occur twice")
+    return found
+
+
+def _open(where: Path) -> Stored:
+    if where.is_dir():
+        return EmbeddingStore.open(where).read()
+    if not where.exists():
+        raise ValueError(
+            f"{where}: not found, expected embeddings (.npy, .npz, .parquet, folder)"
+        )
+    if where.suffix == ".parquet":
+        ids, embeddings, facts = parquet.read_parquet(where)
+        return _with_facts(embeddings, ids, facts)
+    try:
+        loaded = np.load(where, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        # NumPy's own advice, to allow pickles, is bad advice.
+        raise ValueError(f"{where}: not a .npy or .npz of numbers") from None
+    if isinstance(loaded, np.ndarray):
+        beside = where.with_suffix(".txt")
+        ids = [row[0] for row in read_names(beside)] if beside.exists() else None
+        return _with_facts(loaded, ids, {})
+    if "embeddings" not in loaded.files:
+        raise ValueError(f"{where}: holds {loaded.files}, expected 'embeddings'")
+    views, ids = loaded["embeddings"], None
+    if "ids" in loaded.files:
+        ids = [
+            i.decode() if isinstance(i, bytes) else str(i)
+            for i in np.atleast_1d(loaded["ids"]).tolist()
+        ]
+    names = ("model", "mirror_image_added", "unreadable")
+    return _with_facts(
+        views, ids, {name: str(loaded[name]) for name in names if name in loaded.files}
+    )
+
+
+def _with_facts(views: np.ndarray, ids: Any, facts: Mapping[str, Any]) -> Stored:
+    lost = json.loads(facts.get("unreadable", "{}"))
+    network = ""
+    if "model" in facts and "mirror_image_added" in facts:
+        network = network_name(facts["model"], facts["mirror_image_added"])
+    return Stored(
+        views[:, None] if views.ndim == 2 else views,
+        None if ids is None else tuple(ids),
+        {int(row): str(why) for row, why in lost.items()},
+        network,
+    )
