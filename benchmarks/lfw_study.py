@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from hyperface_jax import run_evaluation
 from hyperface_jax.evaluation import roc, verification
 from hyperface_jax.evaluation.embedded import Options
+from hyperface_jax.training import run_evaluation
 
 FIELDS = ("dev", "dev_genuine", "test", "test_genuine")
 

@@ -36,14 +36,17 @@ import jax
 import numpy as np
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import experiment, run_evaluation, train, workdir
-from hyperface_jax.checkpoint import Checkpoints
+from hyperface_jax import (
+    workdir,
+)
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.pairs import Pairs
 from hyperface_jax.evaluation import roc, verification
 from hyperface_jax.evaluation.distractors import gallery_ranks_among_distractors
 from hyperface_jax.evaluation.embedded import Embedded, Options
-from hyperface_jax.metric_writer import create_metric_writer
+from hyperface_jax.training import experiment, run_evaluation, train
+from hyperface_jax.training.checkpoint import Checkpoints
+from hyperface_jax.training.metric_writer import create_metric_writer
 
 TUNED_ON, TESTED_ON = 8, (1, 2, 3, 4, 5, 6, 7)
 FACTORS = (2.3, 1.2, 0.7)  # of the smallest scale that can separate the classes

@@ -37,18 +37,16 @@ import numpy as np
 from hyperface_jax import (
     augment,
     classifier,
-    experiment,
     geometry,
     margins,
     optimizer,
     schedules,
-    train_state,
-    train_step,
 )
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import Backbone, create_backbone
 from hyperface_jax.data import orders, pipeline
 from hyperface_jax.evaluation.forward import make_embed_fn
+from hyperface_jax.training import experiment, train_state, train_step
 
 VARIANTS = ("sphereface", "sphereface_r_v1", "sphereface_r_v2")
 MARGINS = (1.2, 1.5, 2.0, 3.0, 4.0)

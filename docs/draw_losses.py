@@ -20,7 +20,7 @@ from hyperface_jax import adaptive, catalogue, family, margins
 from hyperface_jax.catalogue import PLAIN_SOFTMAX, loss_names
 from hyperface_jax.config import default_config
 from hyperface_jax.margins import MarginContext
-from hyperface_jax.plots import GENUINE, GREY, IMPOSTOR, INK
+from hyperface_jax.reporting.plots import GENUINE, GREY, IMPOSTOR, INK
 
 HERE = Path(__file__).resolve().parent
 CLASSES = 85_742  # of MS1MV2, with which most s were published

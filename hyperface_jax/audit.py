@@ -24,8 +24,11 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from hyperface_jax import command_line, model, run_evaluation, workdir
-from hyperface_jax.checkpoint import Checkpoints
+from hyperface_jax import (
+    command_line,
+    model,
+    workdir,
+)
 from hyperface_jax.data import sources
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
@@ -38,6 +41,8 @@ from hyperface_jax.evaluation import (
     test_sets,
 )
 from hyperface_jax.evaluation.embedded import Embedded, Options, from_stored
+from hyperface_jax.training import run_evaluation
+from hyperface_jax.training.checkpoint import Checkpoints
 
 log = logging.getLogger("hyperface_jax.audit")
 

@@ -20,8 +20,6 @@ from hyperface_jax import (
     command_line,
     model,
     model_card,
-    outputs,
-    run_evaluation,
     workdir,
 )
 from hyperface_jax.data.evaluation_set import EvaluationSet
@@ -29,6 +27,8 @@ from hyperface_jax.evaluation import embedding_files, protocols, test_sets
 from hyperface_jax.evaluation.embedded import Options, from_stored, needed_rows
 from hyperface_jax.evaluation.embedder import Embedder
 from hyperface_jax.evaluation.results import ProtocolResult
+from hyperface_jax.reporting import outputs
+from hyperface_jax.training import run_evaluation
 
 log = logging.getLogger("hyperface_jax.evaluate")
 

@@ -103,14 +103,8 @@ def _raise(error: Exception) -> NoReturn:
 
 def _dispatch() -> None:
     from hyperface_jax import config as config_lib
-    from hyperface_jax import (
-        experiment,
-        initial,
-        plan,
-        rehearsal,
-        run_evaluation,
-        train,
-    )
+    from hyperface_jax.planning import plan, rehearsal
+    from hyperface_jax.training import experiment, initial, run_evaluation, train
 
     workdir, topology = _WORKDIR.value or "", _TOPOLOGY.value
     if topology and _MODE.value != "plan":

@@ -26,8 +26,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hyperface_jax import augment, model_card, workdir
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import Backbone, create_backbone
-from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.evaluation.embedder import Embedder, of_network
+from hyperface_jax.training.checkpoint import Checkpoints
 
 DESCRIPTION, WEIGHTS = "model.json", "weights.npz"
 FORMAT = 2  # 1: the fingerprint was of the weights alone

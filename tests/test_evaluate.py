@@ -9,7 +9,9 @@ import pytest
 import record_files
 import toy
 
-from hyperface_jax import evaluate, report_tables
+from hyperface_jax import (
+    evaluate,
+)
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.data import datasets, pipeline, preparing, sources
 from hyperface_jax.evaluation import (
@@ -22,6 +24,7 @@ from hyperface_jax.evaluation import (
     templates,
     test_sets,
 )
+from hyperface_jax.reporting import tables
 
 
 def run(*arguments):
@@ -193,7 +196,7 @@ def test_several_sets_and_their_combination(tmp_path, lfw):
     ]
     assert len(results[2].scores) == 80
     assert results[2].note == "pairs of lfw, agedb_30"
-    table = report_tables.markdown(results, "ours")
+    table = tables.markdown(results, "ours")
     assert table.splitlines()[0].startswith("| model | lfw<br>k-fold acc. | agedb_")
     assert len({line.count("|") for line in table.splitlines()}) == 1
     assert table.splitlines()[2].startswith("| ours | ")

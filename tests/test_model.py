@@ -22,15 +22,14 @@ from hyperface_jax import (
     export,
     model,
     model_card,
-    run_evaluation,
     search,
-    train,
     verify,
 )
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.backbones.torch_names import to_torch
 from hyperface_jax.evaluation import embedding_files, parquet, stored
 from hyperface_jax.interop import torch_file
+from hyperface_jax.training import run_evaluation, train
 
 NETWORK = {
     "name": "sfnet4_bn",

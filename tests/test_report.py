@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from etils import epath
 
-from hyperface_jax import plots, plots_curves, report
 from hyperface_jax.evaluation import open_set, roc, similarity, verification
 from hyperface_jax.evaluation.results import (
     HardPair,
@@ -15,6 +14,7 @@ from hyperface_jax.evaluation.results import (
     hardest_pairs,
 )
 from hyperface_jax.margins import MARGINS
+from hyperface_jax.reporting import plots, rate_curves, report
 
 TRAINING = [
     {"step": 10, "loss": 9.5, "learning_rate": 0.1, "magnitude_mean": 5.0},
@@ -167,12 +167,12 @@ def test_plots_survive_poor_data():
         "collapsed", {}, {}, np.ones(4), np.array([True, True, True, False])
     )
     assert plots.score_distributions(collapsed).startswith("<?xml")
-    assert plots_curves.roc_curves([collapsed]).startswith("<?xml")
+    assert rate_curves.roc_curves([collapsed]).startswith("<?xml")
 
 
 def test_roc_lines_are_strict():
     result = make_result()
-    ((name, far, tar),) = plots_curves.roc_lines([result])
+    ((name, far, tar),) = rate_curves.roc_lines([result])
     assert name == "lfw"
     assert far[0] == 1 / np.count_nonzero(~result.is_genuine)
     for rate, value in zip(far[::50], tar[::50], strict=True):

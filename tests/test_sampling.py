@@ -21,9 +21,8 @@ from hyperface_jax import (
     schedules,
     sharding,
     streaming,
-    train_state,
-    train_step,
 )
+from hyperface_jax.training import train_state, train_step
 
 ROWS, CLASSES, BATCH, DIM = 64, 57, 8, 6
 MESHES = [(None, "all"), (1, "all"), (2, "all"), (4, "model"), (2, "model")]

@@ -14,11 +14,11 @@ from hyperface_jax import (
     losses,
     magnitudes,
     margins,
-    rehearsal,
     schedules,
     sharding,
     streaming,
 )
+from hyperface_jax.planning import rehearsal
 
 pytestmark = pytest.mark.core
 

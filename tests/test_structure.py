@@ -103,9 +103,9 @@ def test_mathematics_imports_only_mathematics(name):
         ("pyarrow", ("evaluation.parquet",)),
         ("onnx", ("export",)),
         ("tensorflow_datasets", ("data.",)),
-        ("ml_collections", ("config.", "main", "train", "experiment")),
-        ("tensorboardX", ("metric_writer",)),
-        ("orbax", ("checkpoint",)),
+        ("ml_collections", ("config.", "main", "training.")),
+        ("tensorboardX", ("training.metric_writer",)),
+        ("orbax", ("training.checkpoint",)),
     ],
 )
 def test_libraries_stay_where_they_belong(package, allowed):
@@ -142,6 +142,40 @@ def test_metrics_import_no_model_code():
         assert all(n.startswith("hyperface_jax.evaluation.") for n in ours)
 
 
+# Packages, from the data to the page; each may use those named with it and the modules
+# beside the packages, but no command line.
+LAYERS = {
+    "data": {"data"},
+    "backbones": {"backbones"},
+    "interop": {"interop", "data"},
+    "evaluation": {"evaluation", "data", "backbones"},
+    "config": {"config", "evaluation", "data", "backbones"},
+    "reporting": {"reporting", "evaluation"},
+    "training": {
+        *("training", "reporting", "config", "evaluation", "data", "backbones"),
+        "planning",
+    },
+    "planning": {"planning", "training", "config", "backbones"},
+}
+COMMANDS = {"main", *(p.stem for p in PACKAGE.glob("*.py") if "argparse" in imports(p))}
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_packages_use_what_comes_before_them(package):
+    found = set()
+    for path in (PACKAGE / package).rglob("*.py"):
+        ours = {
+            n.split(".")[1] for n in imports(path) if n.startswith("hyperface_jax.")
+        }
+        found |= ours
+    assert found & (LAYERS.keys() | COMMANDS) <= LAYERS[package]
+
+
+def test_every_package_is_in_a_layer():
+    assert {p.parent.name for p in PACKAGE.glob("*/__init__.py")} == LAYERS.keys()
+    assert {"prepare", "embed", "evaluate", "convert"} <= COMMANDS
+
+
 def test_configs_import_the_config_module_only():
     for path in (ROOT / "configs").glob("*.py"):
         ours = {n for n in imports(path) if n.startswith("hyperface_jax")}
@@ -163,7 +197,7 @@ def test_files_and_functions_are_short():
 
 def test_importing_the_package_touches_no_device():
     code = (
-        "import hyperface_jax, hyperface_jax.losses, hyperface_jax.train, sys; "
+        "import hyperface_jax, hyperface_jax.losses, hyperface_jax.training.train, sys; "
         "from jax._src import xla_bridge as b; "
         "assert not b._backends, b._backends; "
         "assert 'tensorflow' not in sys.modules; assert 'torch' not in sys.modules; "

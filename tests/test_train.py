@@ -12,13 +12,11 @@ import toy
 from hyperface_jax import config as config_lib
 from hyperface_jax import (
     evaluate,
-    metric_writer,
-    run_evaluation,
-    train,
     workdir,
 )
-from hyperface_jax.checkpoint import FOLDER
 from hyperface_jax.evaluation import embedding_files
+from hyperface_jax.training import metric_writer, run_evaluation, train
+from hyperface_jax.training.checkpoint import FOLDER
 
 pytestmark = pytest.mark.core
 

@@ -10,16 +10,14 @@ import pytest
 from hyperface_jax import (
     augment,
     catalogue,
-    checkpoint,
     classifier,
     optimizer,
     schedules,
     sharding,
-    train_state,
-    train_step,
 )
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.carried import Carried
+from hyperface_jax.training import checkpoint, train_state, train_step
 
 pytestmark = pytest.mark.core
 

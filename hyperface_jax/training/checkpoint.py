@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from hyperface_jax.train_state import TrainState
+from hyperface_jax.training.train_state import TrainState
 
 FOLDER = "checkpoints"
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from etils import epath
 
-from hyperface_jax import plots, report_rates, workdir
-from hyperface_jax import report_html as html
+from hyperface_jax import (
+    workdir,
+)
 from hyperface_jax.evaluation.results import COUNTS, ProtocolResult, describe
+from hyperface_jax.reporting import html, plots, rates
 
 _OPEN_SET = (
     "One threshold separates all identities only if the largest angle within an "
@@ -64,11 +66,11 @@ def write_report(
     sections = [
         _head(title, summary, results),
         _tables(results),
-        report_rates.curves(results),
-        report_rates.thresholds(results),
-        report_rates.intervals(results),
-        report_rates.groups(results),
-        report_rates.paper_tables(results, model),
+        rates.curves(results),
+        rates.thresholds(results),
+        rates.intervals(results),
+        rates.groups(results),
+        rates.paper_tables(results, model),
         _open_sets(results),
         _pairs(results) if pictures else "",
         _training(training),
@@ -132,7 +134,7 @@ def _tables(results) -> str:
         names = [
             name
             for name in names
-            if name not in _BESIDE and not report_rates.is_threshold(name)
+            if name not in _BESIDE and not rates.is_threshold(name)
         ]
         definitions |= {describe(name)[2]: describe(name)[1] for name in names}
         head = ["test set", *(describe(name)[0] for name in names)]

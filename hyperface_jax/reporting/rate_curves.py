@@ -6,7 +6,7 @@ import numpy as np
 
 from hyperface_jax.evaluation import roc
 from hyperface_jax.evaluation.results import ProtocolResult
-from hyperface_jax.plots import CYCLE, svg
+from hyperface_jax.reporting.plots import CYCLE, svg
 
 
 def roc_curves(results: Sequence[ProtocolResult]) -> str:

@@ -13,13 +13,20 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import hosts, initial, model, plan, run_evaluation, sharding, workdir
-from hyperface_jax.checkpoint import Checkpoints, has_checkpoint
+from hyperface_jax import (
+    hosts,
+    model,
+    sharding,
+    workdir,
+)
 from hyperface_jax.config import Config
 from hyperface_jax.evaluation import protocols
-from hyperface_jax.experiment import Experiment, create_experiment
-from hyperface_jax.metric_writer import MetricWriter, create_metric_writer
-from hyperface_jax.train_state import TrainState
+from hyperface_jax.planning import plan
+from hyperface_jax.training import initial, run_evaluation
+from hyperface_jax.training.checkpoint import Checkpoints, has_checkpoint
+from hyperface_jax.training.experiment import Experiment, create_experiment
+from hyperface_jax.training.metric_writer import MetricWriter, create_metric_writer
+from hyperface_jax.training.train_state import TrainState
 
 log = logging.getLogger(__name__)
 

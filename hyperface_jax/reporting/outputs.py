@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from hyperface_jax import report, report_tables, workdir
+from hyperface_jax import (
+    workdir,
+)
 from hyperface_jax.evaluation import protocols
 from hyperface_jax.evaluation.results import ProtocolResult
+from hyperface_jax.reporting import report, tables
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +62,8 @@ def write_outputs(
         },
     )
     _write_scores(folder, results)
-    workdir.write_text(
-        folder / workdir.TABLE_MD, report_tables.markdown(results, model)
-    )
-    workdir.write_text(folder / workdir.TABLE_TEX, report_tables.latex(results, model))
+    workdir.write_text(folder / workdir.TABLE_MD, tables.markdown(results, model))
+    workdir.write_text(folder / workdir.TABLE_TEX, tables.latex(results, model))
     report.write_report(
         folder / workdir.REPORT,
         title=title,

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from hyperface_jax import plots, plots_curves, report_tables
-from hyperface_jax import report_html as html
 from hyperface_jax.evaluation.results import ProtocolResult, describe
+from hyperface_jax.reporting import html, plots, rate_curves, tables
 
 
 def curves(results: Sequence[ProtocolResult]) -> str:
@@ -18,8 +17,8 @@ def curves(results: Sequence[ProtocolResult]) -> str:
             "Each curve starts at the smallest FAR its impostor pairs can show. "
             "Bars are 95 % intervals."
         )
-        body += html.image(plots_curves.roc_curves(scored), "ROC of all sets", caption)
-        if det := plots_curves.det_curves(scored):
+        body += html.image(rate_curves.roc_curves(scored), "ROC of all sets", caption)
+        if det := rate_curves.det_curves(scored):
             body += html.image(det, "DET of all sets")
         each = "".join(
             html.image(plots.score_distributions(result), f"scores of {result.key}")
@@ -27,7 +26,7 @@ def curves(results: Sequence[ProtocolResult]) -> str:
         )
         body += f'<div class="two">{each}</div>'
     if searched:
-        body += html.image(plots_curves.cmc_curves(searched), "CMC of all sets")
+        body += html.image(rate_curves.cmc_curves(searched), "CMC of all sets")
     return html.section("Curves and scores", body) if body else ""
 
 
@@ -122,7 +121,7 @@ def groups(results: Sequence[ProtocolResult]) -> str:
 
 def paper_tables(results: Sequence[ProtocolResult], model: str) -> str:
     """The row of a paper's table, to copy as Markdown or LaTeX."""
-    found = report_tables.columns(results)
+    found = tables.columns(results)
     if not found:
         return ""
     head = ["model", *(f"{name} {heading}" for name, heading, _ in found)]
@@ -131,8 +130,8 @@ def paper_tables(results: Sequence[ProtocolResult], model: str) -> str:
     sources = "".join(
         f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>"
         for name, text in (
-            ("Markdown", report_tables.markdown(results, model)),
-            ("LaTeX", report_tables.latex(results, model)),
+            ("Markdown", tables.markdown(results, model)),
+            ("LaTeX", tables.latex(results, model)),
         )
     )
     return html.section("As papers print it (percent)", table + sources)

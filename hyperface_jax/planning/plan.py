@@ -14,9 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from hyperface_jax import class_vectors, costs, sampling, sharding, streaming
+from hyperface_jax import (
+    class_vectors,
+    sampling,
+    sharding,
+    streaming,
+)
 from hyperface_jax import config as config_lib
-from hyperface_jax.experiment import Experiment
+from hyperface_jax.backbones import costs
+from hyperface_jax.training.experiment import Experiment
 
 # Of the logits at the worst moment, all or a chunk's: as XLA compiles for a CPU.
 # An estimate; `streaming.DENSE_COPIES`, which decides, errs on the safe side.

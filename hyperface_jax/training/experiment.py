@@ -24,8 +24,6 @@ from hyperface_jax import (
     sampling,
     schedules,
     sharding,
-    train_state,
-    train_step,
 )
 from hyperface_jax import (
     config as config_lib,
@@ -39,7 +37,8 @@ from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.evaluation import test_sets
 from hyperface_jax.evaluation.forward import EmbedFn, make_embed_fn
-from hyperface_jax.train_state import TrainState
+from hyperface_jax.training import train_state, train_step
+from hyperface_jax.training.train_state import TrainState
 
 log = logging.getLogger(__name__)
 

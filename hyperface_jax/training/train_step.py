@@ -12,7 +12,7 @@ from hyperface_jax.backbones import Backbone
 from hyperface_jax.carried import Carried
 from hyperface_jax.classifier import Head
 from hyperface_jax.sampling import Sampler
-from hyperface_jax.train_state import TrainState
+from hyperface_jax.training.train_state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

@@ -10,23 +10,22 @@ from etils import epath
 from hyperface_jax import (
     catalogue,
     hosts,
-    initial,
-    metric_writer,
     model,
     model_card,
-    outputs,
     workdir,
 )
 from hyperface_jax import config as config_lib
-from hyperface_jax.checkpoint import Checkpoints
 from hyperface_jax.evaluation import embedding_files, protocols
 from hyperface_jax.evaluation.embedded import Options
 from hyperface_jax.evaluation.embedder import Embedder
 from hyperface_jax.evaluation.groups import read_groups
 from hyperface_jax.evaluation.results import ProtocolResult
 from hyperface_jax.evaluation.templates import parse_pooling
-from hyperface_jax.experiment import Experiment, create_experiment
-from hyperface_jax.train_state import TrainState
+from hyperface_jax.reporting import outputs
+from hyperface_jax.training import initial, metric_writer
+from hyperface_jax.training.checkpoint import Checkpoints
+from hyperface_jax.training.experiment import Experiment, create_experiment
+from hyperface_jax.training.train_state import TrainState
 
 
 def evaluate_state(

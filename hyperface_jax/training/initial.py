@@ -15,7 +15,7 @@ from etils import epath
 from hyperface_jax import model, workdir
 from hyperface_jax.config import Config, section
 from hyperface_jax.model import NETWORK, Model
-from hyperface_jax.train_state import TrainState
+from hyperface_jax.training.train_state import TrainState
 
 log = logging.getLogger(__name__)
 

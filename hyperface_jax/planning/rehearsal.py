@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from hyperface_jax import sharding
-from hyperface_jax.experiment import Experiment
+from hyperface_jax.training.experiment import Experiment
 
 # Dense bfloat16 operations a second of a chip, as published in Google's Cloud TPU
 # documentation.
