@@ -98,6 +98,11 @@ def audit(arguments: argparse.Namespace) -> Path:
     out = Path(workdir.create(a.out))
     mine, *others = _embed([whole, *tests], [a.embeddings, *given], a.workdir, out)
     embeddings, labels = mine.of(faces.rows), faces.labels.astype(np.int64)
+    if len(broken := np.flatnonzero(~np.isfinite(embeddings.sum(axis=1)))):
+        raise ValueError(
+            f"{faces.name}: {len(broken)} of {len(embeddings)} embeddings hold NaN or "
+            f"infinity, the first is of row {faces.rows[broken[0]]}"
+        )
     centres = auditing.class_centres(embeddings, labels, num_classes=faces.num_classes)
     threshold = a.threshold
     if threshold is None:

@@ -13,6 +13,7 @@ model or a run becomes a state_dict under InsightFace's (or the network's own) n
 import argparse
 import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,9 +103,14 @@ def convert(arguments: argparse.Namespace) -> epath.Path:
             },
         )
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        where = f"{source} with --head {a.head}" if a.head else source
+        raise ValueError(f"{where}: {error}") from None
     if a.prototypes and found.prototypes is None:
-        raise ValueError(f"{source}: no class vectors in it (--head FILE)")
+        raise ValueError(
+            f"{a.head}: no class vectors in it"
+            if a.head
+            else f"{source}: no class vectors in it (--head FILE)"
+        )
     _check_free(out, made)
     folder = model.save(made, out)
     if a.prototypes:
@@ -214,7 +220,7 @@ def _range(text: str) -> tuple[float, float] | None:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
         low = high = 0.0
-    if not low < high:
+    if not -math.inf < low < high < math.inf:
         raise ValueError(f"--value_range is {text!r}, expected LOW,HIGH such as -1,1")
     return low, high
 

@@ -60,10 +60,8 @@ class Model:
 
     def forward(self, images: jax.Array) -> jax.Array:
         """uint8 or float RGB in 0..255 [B, H, W, 3] -> [B, D], not normalised; pure."""
-        pixels = augment.normalize(images)
-        return self.backbone.apply(self.params, self.batch_stats, pixels, train=False)[
-            0
-        ]
+        weights, pixels = (self.params, self.batch_stats), augment.normalize(images)
+        return self.backbone.apply(*weights, pixels, train=False)[0]
 
     @functools.cached_property
     def embed(self):
@@ -185,17 +183,15 @@ def load(path: epath.PathLike, checkpoint: str = "last") -> Model:
 
 def _load_folder(folder: epath.Path) -> Model:
     facts = workdir.read_json(folder / DESCRIPTION)
-    found = facts.get("format") if isinstance(facts, dict) else None
-    if found != FORMAT:
+    if (found := facts.get("format")) != FORMAT:
         raise ValueError(
             f"{folder / DESCRIPTION}: format {found}, expected {FORMAT}; convert again"
         )
     where = folder / WEIGHTS
     try:
-        with where.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            flat = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{where}: cannot be read ({error})") from None
+        flat = _read_weights(where)
+    except Exception as error:  # a damaged zip or header may fail anyhow
+        raise ValueError(f"{where}: cannot be read ({error!s:.160})") from None
     try:
         tree: Any = unflatten_dict(flat, sep="/")
         model = create(
@@ -216,6 +212,16 @@ def _load_folder(folder: epath.Path) -> Model:
             f"{DESCRIPTION} says {facts.get('fingerprint')}"
         )
     return model
+
+
+def _read_weights(path: epath.Path) -> dict[str, np.ndarray]:
+    """Arrays by path, none larger than the file: `save` compresses nothing."""
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.file_size > member.compress_size:
+                raise ValueError(f"{member.filename} is compressed, expected plain")
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
 
 
 def _load_workdir(folder: epath.Path, checkpoint: str) -> Model:
@@ -270,3 +276,5 @@ def _check_arrays(found: dict, expected: dict, network: str) -> None:
             raise ValueError(
                 f"{name} has NaN or infinity in it, expected finite weights"
             )
+        if name.endswith("/var") and (np.asarray(found[name]) < 0).any():
+            raise ValueError(f"{name} has negative numbers in it, expected variances")

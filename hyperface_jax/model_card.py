@@ -181,9 +181,31 @@ def write(folder: epath.Path, card: Mapping[str, Any], stem: str = "") -> None:
 
 
 def read(folder: epath.Path, stem: str = "") -> dict[str, Any]:
-    """The card in a folder, or beside the file STEM.*; {} without one."""
+    """The card in a folder, or beside the file STEM.*; {} without one.
+
+    Raises:
+      ValueError: it is damaged.
+    """
     path = folder / (f"{stem}.{JSON}" if stem else JSON)
-    return workdir.read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    card = workdir.read_json(path)
+    try:
+        _check(card)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({error!r:.120})") from None
+    return card
+
+
+def _check(card: Mapping[str, Any]) -> None:
+    """Raises what comes up where a card lacks what is read of it."""
+    for part in ("network", "training"):
+        card[part].items()
+    for row in card["thresholds"]:
+        where, _ = row["calibrated_on"], row["mirror_image_added"]
+        if not (isinstance(where, str) and -1 <= row["cosine"] <= 1 and row["far"] > 0):
+            raise ValueError(f"threshold {row}")
+    markdown(card)
 
 
 def markdown(card: Mapping[str, Any]) -> str:

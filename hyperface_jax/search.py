@@ -68,6 +68,9 @@ def search(arguments: argparse.Namespace) -> Nearest:
         raise ValueError(f"--threshold is {a.threshold}, expected a cosine")
     method = "exact" if a.index == "exact" else faiss_index.describe(a.index)
     out, write = _open_out(a.out)
+    for name, path in (("--gallery", a.gallery), ("--probes", a.probes)):
+        if out.resolve() == Path(path).resolve():
+            raise ValueError(f"--out is {a.out}, the file of {name}: expected another")
     gallery = embedding_files.open_embeddings(a.gallery)
     probes = embedding_files.open_embeddings(a.probes)
     names = (a.gallery, a.probes)

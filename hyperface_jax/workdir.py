@@ -115,9 +115,12 @@ def write_json(path: epath.Path, values: Mapping[str, Any]) -> None:
 def read_json(path: epath.Path) -> dict[str, Any]:
     """Inverse of `write_json`; a damaged file is a ValueError that names it."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds a {type(found).__name__}, expected an object")
+    return found
 
 
 def commit() -> str:

@@ -108,6 +108,9 @@ def test_lfw_pairs(tmp_path):
         (GOOD.replace("2\t1\n", f"2\t{'9' * 5000}\n", 1), "line 1: found '2"),
         (GOOD.replace("P2\t1\t3", "P2\t1"), "line 4: 2 fields found"),
         (GOOD.replace("P0\t1\t2\n", "P0\t1\tP3\t2\n"), "line 2: expected genuine"),
+        (GOOD.replace("P0\t1\tP1\t2", "P0\t1\tP0\t2"), "line 3: P0 twice, expected"),
+        (GOOD.replace("P0\t1\t2", "P0\t1\t1"), "line 2: compares an image with itself"),
+        (GOOD.replace("P2\t1\t3", "\n\nP2\t1\tx"), "line 6: image number is"),
     ],
 )
 def test_bad_pairs_files_name_the_line(tmp_path, text, message):

@@ -1,5 +1,6 @@
 """`python -m hyperface_jax.evaluate`, stored embeddings, and all kinds of test sets."""
 
+import functools
 import json
 
 import jax
@@ -479,3 +480,67 @@ def test_jitter_adds_shifted_and_zoomed_copies(rng):
     found = forward.make_embed_fn(backbone, jitter=1 / 16)(*weights, images)
     expected = sum(plain(*weights, copy) for copy in (images, *copies))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unreadable_image_is_left_out_of_the_angles(tmp_path, rng):
+    """And does not end the evaluation; it is counted."""
+    folder = toy.write_folder(tmp_path / "faces", people=4, images=3)
+    views = fake_views(np.repeat(np.arange(4), 3), rng, spread=0.1)
+    views[4] = 0
+    np.save(tmp_path / "faces.npy", views)
+    arguments = ("--set", folder, "--out", tmp_path / "out", "--protocols", "open_set")
+    (found,) = run(*arguments, "--embeddings", tmp_path / "faces.npy")
+    assert found.counts["unreadable_images"] == 1
+    assert found.counts["genuine_pairs"] == 3 * 3 + 1
+    views[5] = np.nan
+    np.save(tmp_path / "faces.npy", views)
+    with pytest.raises(ValueError, match=r"faces, open_set: .* hold NaN"):
+        run(*arguments, "--embeddings", tmp_path / "faces.npy")
+
+
+def test_ids_that_do_not_meet_are_shown(tmp_path, rng):
+    folder = toy.write_folder(tmp_path / "faces", people=4, images=3)
+    views = fake_views(np.repeat(np.arange(4), 3), rng)
+    np.savez(
+        tmp_path / "e.npz", embeddings=views[:, 0], ids=[f"{k}.jpg" for k in range(12)]
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"12 of 12 images .* first is 'Person_00/Person_00_0001'; they .*'0.jpg'",
+    ):
+        run(
+            "--set", folder, "--embeddings", tmp_path / "e.npz", "--out", tmp_path / "o"
+        )
+    ids = sources.open_path(str(folder)).source.ids
+    np.save(tmp_path / "e.npy", views[:, 0])
+    (tmp_path / "e.txt").write_text("\ufeff" + "\n".join(ids) + "\n")  # of an editor
+    assert run(
+        *("--set", folder, "--embeddings", tmp_path / "e.npy", "--out", tmp_path / "o")
+    )
+
+
+@pytest.mark.parametrize("dtype", [">f4", "f8", "f2", np.longdouble])
+def test_floats_of_any_kind_are_read(tmp_path, rng, dtype):
+    views = rng.normal(size=(5, 8)).astype(dtype)
+    np.save(tmp_path / "e.npy", views)
+    found = embedding_files.open_embeddings(tmp_path / "e.npy").views
+    assert found.dtype.isnative
+    np.testing.assert_allclose(found[:, 0], views)
+
+
+def test_mutated_files_of_embeddings_are_read_or_refused(tmp_path, rng):
+    views = rng.normal(size=(5, 8)).astype(np.float32)
+    for write, name in ((np.savez, "a.npz"), (np.savez_compressed, "b.npz")):
+        write(tmp_path / name, embeddings=views, ids=list("abcde"))
+    np.save(tmp_path / "c.npy", views)
+    for name in ("a.npz", "b.npz", "c.npy"):
+        data = (tmp_path / name).read_bytes()
+        path = tmp_path / f"x{name}"
+        for at in range(0, len(data), 7):
+            flipped = data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1 :]
+            for damaged in (flipped, data[:at]):
+                path.write_bytes(damaged)
+                refusal = toy.refusal(
+                    functools.partial(embedding_files.open_embeddings, path)
+                )
+                assert not refusal or str(path) in refusal

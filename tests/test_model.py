@@ -1,12 +1,15 @@
 """Models on their own: folders, conversion, export, embedding, verification."""
 
+import io
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
@@ -27,7 +30,7 @@ from hyperface_jax import (
 )
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.backbones.torch_names import to_torch
-from hyperface_jax.evaluation import embedding_files, parquet, stored
+from hyperface_jax.evaluation import embedding_files, forward, parquet, stored
 from hyperface_jax.interop import torch_file
 from hyperface_jax.training import run_evaluation, train
 
@@ -116,8 +119,51 @@ def test_a_damaged_folder_is_named(tmp_path):
     data = (folder / model.WEIGHTS).read_bytes()
     (folder / model.WEIGHTS).write_bytes(data[: len(data) // 2])
     fails("weights.npz: cannot be read")
+    with np.load(io.BytesIO(data)) as arrays:
+        weights = dict(arrays)
+    np.savez_compressed(folder / model.WEIGHTS, **weights)
+    fails("weights.npz: .* is compressed, expected plain")
+    name = next(name for name in weights if name.endswith("/var"))
+    np.savez(folder / model.WEIGHTS, **weights | {name: -weights[name]})
+    fails(f"{name} has negative numbers in it, expected variances")
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(data), 40):
+        (folder / model.WEIGHTS).write_bytes(data[:at] + b"\x7f" + data[at + 1 :])
+        refusal = toy.refusal(lambda: model.load(folder))
+        assert not refusal or str(folder) in refusal
+    (folder / model.WEIGHTS).write_bytes(data)
+    card = json.loads((folder / model_card.JSON).read_text())
+    row = {"cosine": 0.5, "far": 0.1, "calibrated_on": "x", "impostor_pairs": 9}
+    for broken in (None, "x", [row], [row | {"far": None}], [[]]):
+        (folder / model_card.JSON).write_text(json.dumps(card | {"thresholds": broken}))
+        fails("model_card.json: damaged")
+    (folder / model_card.JSON).write_text("[" * 100_000)
+    fails("model_card.json: cannot be read")
     with pytest.raises(ValueError, match=r"neither model.json nor config.json in it"):
         model.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: [],
+        lambda c: c | {"backbone": c["backbone"] | {"embedding_dim": "zzz"}},
+        lambda c: c | {"backbone": c["backbone"] | {"value_range": None}},
+        lambda c: c | {"head": {"margin": {"a": 1}}},
+        lambda c: c | {"head": 3},
+        lambda c: c | {"nothing": {"of": "it"}},
+    ],
+)
+def test_a_config_that_somebody_changed_is_one_line(run, tmp_path, change):
+    work, _ = run
+    copy = tmp_path / "copy"
+    shutil.copytree(work, copy)
+    facts = json.loads((copy / "config.json").read_text())
+    changed = change(facts["config"])
+    (copy / "config.json").write_text(json.dumps(facts | {"config": changed}))
+    with pytest.raises(ValueError, match=r"config\.json") as error:
+        model.load(copy)
+    assert "\n" not in str(error.value)
 
 
 def test_a_workdir_is_a_model_without_its_data(run, tmp_path):
@@ -276,7 +322,7 @@ def test_a_model_without_its_card_has_a_poor_one(tmp_path):
     card = json.loads((tmp_path / "x.model_card.json").read_text())
     assert card["weights_licence"] == model_card.UNKNOWN
     (folder / model.DESCRIPTION).write_text("[]")
-    with pytest.raises(ValueError, match="format None, expected 2"):
+    with pytest.raises(ValueError, match="holds a list, expected an object"):
         model.load(folder)
 
 
@@ -564,6 +610,46 @@ def test_damaged_images_are_left_out_wherever_they_stand(tmp_path):
         (faces / name).write_bytes(b"none")
     (tmp_path / "e.npz").unlink()
     with pytest.raises(ValueError, match="none of 3 images can be read"):
+        call(embed, *where)
+    assert not (tmp_path / "e.npz").exists()
+
+
+def test_a_folder_of_embeddings_is_mended_or_refused(tmp_path):
+    model.save(made(), tmp_path / "m")
+    faces = write_images(tmp_path / "faces", count=3)
+    where = (tmp_path / "m", "--source", faces, "--out", tmp_path / "e")
+    want = np.array(embedding_files.open_embeddings(call(embed, *where)).views)
+    done = tmp_path / "e" / "done" / "00000.json"
+    for text in ("", "[1]", "null", "{"):  # the machine went down
+        done.write_text(text)
+        found = embedding_files.open_embeddings(call(embed, *where)).views
+        np.testing.assert_array_equal(found, want)
+    array = tmp_path / "e" / "embeddings.npy"
+    array.write_bytes(array.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"e/embeddings.npy: damaged"):
+        call(embed, *where)
+    meta = tmp_path / "e" / "meta.json"
+    facts = json.loads(meta.read_text())
+    for broken in (None, facts | {"part_images": 0}, facts | {"rows": "3"}):
+        meta.write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match="e: no embeddings in it"):
+            call(embed, *where)
+    with pytest.raises(ValueError, match="faces: holds other files, expected a new"):
+        call(embed, *where[:-1], faces)
+    (faces / os.fsdecode(b"\xff.png")).write_bytes((faces / "0.png").read_bytes())
+    with pytest.raises(ValueError, match="is no UTF-8, which Parquet needs"):
+        call(embed, *where[:-1], tmp_path / "e.parquet")
+    assert call(embed, *where[:-1], tmp_path / "e.npz").exists()
+
+
+def test_a_network_that_gives_nan_is_said(tmp_path, monkeypatch):
+    model.save(made(), tmp_path / "m")
+    monkeypatch.setattr(
+        forward, "normalize", lambda images: jnp.full(images.shape, jnp.nan)
+    )
+    faces = write_images(tmp_path / "faces", count=3)
+    where = (tmp_path / "m", "--source", faces, "--out", tmp_path / "e.npz")
+    with pytest.raises(ValueError, match="NaN or infinity in 3 of 3 embeddings"):
         call(embed, *where)
     assert not (tmp_path / "e.npz").exists()
 

@@ -1,5 +1,6 @@
 """`python -m hyperface_jax.prepare`: what goes in comes out, killed or not."""
 
+import json
 import os
 import resource
 import signal
@@ -204,6 +205,39 @@ def test_pairs_of_other_images_are_noticed_before_the_work(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_a_prepared_set_without_its_facts_does_not_train_on_tested_people(tmp_path):
+    source = toy.write_folder(tmp_path / "source")
+    pairs = toy.write_pairs(tmp_path / "pairs.txt")
+    run(
+        *("--source", source, "--data_dir", tmp_path, "--pairs", pairs),
+        *("--licence", "© somebody"),
+    )
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    card = folder / prepared.CARD
+    card.write_bytes(card.read_text().encode("latin-1", "replace"))
+    assert "somebody" in prepared.open_folder(folder).licence
+    facts = json.loads((folder / "metadata.json").read_text())
+
+    def fails(message):
+        with pytest.raises(ValueError, match=message) as error:
+            prepared.open_folder(folder)
+        assert str(folder) in str(error.value)
+
+    pairs = facts["splits"]["train"]["pairs"]
+    for rows in ([99999], [-1], "x", None):
+        facts["splits"]["train"]["pairs"] = pairs | {"first": rows}
+        (folder / "metadata.json").write_text(json.dumps(facts))
+        fails("metadata.json")
+    facts["splits"]["train"]["pairs"] = pairs | {"first": [99999] * len(pairs["first"])}
+    (folder / "metadata.json").write_text(json.dumps(facts))
+    fails("has rows .* to 99999 for tests")
+    (folder / "metadata.json").unlink()
+    fails("no facts about its splits in metadata.json")
+    np.save(folder / prepared.LABELS, np.zeros(48))
+    (folder / "metadata.json").write_text(json.dumps(facts | {"splits": {"train": {}}}))
+    fails("labels.npy: float64")
+
+
 def test_a_prepared_set_prepared_again_keeps_its_tests(tmp_path):
     source = toy.write_folder(tmp_path / "source")
     pairs = toy.write_pairs(tmp_path / "pairs.txt")
@@ -281,6 +315,20 @@ def test_alignment_while_preparing(tmp_path):
     assert np.abs(reader([0])["image"][0].astype(int) - moved).mean() < 4
     folder = datasets.folder_of("faces", "default", str(tmp_path))
     assert "no landmarks in" in (folder / "rejected.tsv").read_text()
+    # The copy holds other images: embeddings of one are none of the other.
+    lines.append(
+        lines[0].replace("Person_00/Person_00_0001", "Person_01/Person_01_0002")
+    )
+    plain = sources.open_path(str(source)).fingerprint
+    found = {plain}
+    for name, size in (("a", "112x112"), ("b", "112x96")):
+        (tmp_path / "points.txt").write_text("\n".join(lines))
+        run(
+            *("--source", source, "--data_dir", tmp_path, "--config", name),
+            *("--landmarks", tmp_path / "points.txt", "--size", size),
+        )
+        found.add(opened(tmp_path, config=name).fingerprint)
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(

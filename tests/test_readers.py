@@ -1,6 +1,7 @@
 """Other software's files: RecordIO, lists, .bin. Well-formed, damaged, and hostile."""
 
 import functools
+import io
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import record_files
 import toy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from hyperface_jax.data import (
     bin_set,
@@ -26,6 +28,7 @@ from hyperface_jax.data import (
     face_set,
     image_list,
     insightface,
+    loose_images,
     name_lists,
     orders,
     pipeline,
@@ -157,6 +160,7 @@ def test_a_cut_off_file_and_an_index_of_another_file(tmp_path):
         ("train.idx", "1\t0\n2\t9223372036854775807\n", "line 2: found '2"),
         ("train.idx", f"1\t0\n{'9' * 5000}\t8\n", "line 2: found '999"),
         ("train.idx", "1\t0\n1\t40\n", "key 1 occurs more than once"),
+        ("train.idx", "1\t0\n2\t0\n", "byte 0 is given as the place of two records"),
         ("property", "many\n", "expected 'classes,height,width'"),
         ("property", f"{'9' * 5000},32,32\n", "expected 'classes,height,width'"),
         ("property", "3,32,32\n", "3 classes, but there is a label 4"),
@@ -169,6 +173,16 @@ def test_bad_companions_of_a_rec_file(tmp_path, name, text, message):
         insightface.open_insightface(folder)
     assert message in str(error.value)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize("lines", [1, 9, 20, 25])
+def test_an_index_that_was_cut_off_is_no_smaller_set(tmp_path, lines):
+    folder = record_files.write_insightface(tmp_path)
+    index = (folder / "train.idx").read_text().splitlines(keepends=True)
+    assert len(index) == 26
+    (folder / "train.idx").write_text("".join(index[:lines]))
+    with pytest.raises(ValueError, match=r"train.rec: goes on for [\d,]+ bytes after"):
+        insightface.open_insightface(folder)
 
 
 def test_a_missing_index(tmp_path):
@@ -401,10 +415,38 @@ def test_tars_with_links_and_tars_that_are_cut_off(tmp_path):
     faces = sources.open_path(str(tmp_path / "a.tar"))
     reader = pipeline.BatchReader(faces, image_size=32, threads=1)
     assert reader(range(len(faces)))["weight"].tolist() == [1] * 5
-    data = (tmp_path / "a.tar").read_bytes().rstrip(b"\0")
-    (tmp_path / "a.tar").write_bytes(data)
-    with pytest.raises(ValueError, match="not a readable tar"):
+    whole = (tmp_path / "a.tar").read_bytes()
+    for data in (whole.rstrip(b"\0"), whole + bytes(20480)):
+        (tmp_path / "a.tar").write_bytes(data)
+        with pytest.raises(ValueError, match="not a readable tar"):
+            sources.open_path(str(tmp_path / "a.tar"))
+    (tmp_path / "a.tar").write_bytes(whole + whole)
+    with pytest.raises(ValueError, match="or several were joined"):
         sources.open_path(str(tmp_path / "a.tar"))
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        for root in ("one", "two"):
+            archive.add(folder / "Person_00", arcname=f"{root}/Person_00")
+    with pytest.raises(ValueError, match=r"_0001\.jpg is in it twice"):
+        sources.open_path(str(tmp_path / "b.tar"))
+
+
+def test_a_tar_whose_end_was_never_written_is_no_smaller_set(tmp_path):
+    """A file that was made large first and then filled: its end is zeros."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for k in range(6):
+            info = tarfile.TarInfo(f"P{k % 2}/{k}.bmp")
+            info.size = 11_000  # more than a record of the tar
+            archive.addfile(info, io.BytesIO(rng.bytes(info.size)))
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 509):
+        path.write_bytes(whole[:at] + bytes(len(whole) - at))
+        refusal = toy.refusal(lambda: sources.open_path(str(path)))
+        if refusal:
+            assert "not a readable tar" in refusal
+        else:  # only inside the last image
+            assert len(sources.open_path(str(path))) == 6
 
 
 def test_numbers_sort_as_numbers_and_blanks_in_names_survive(tmp_path):
@@ -439,7 +481,7 @@ def test_columns_of_lists_that_hands_wrote(tmp_path, text, expected):
         ("", "no line found"),
         ("a.jpg 1\nb.jpg 1 2\n", "line 2: found 'b.jpg 1 2', which fits none"),
         ("a.jpg\n", "line 1: found 'a.jpg', which fits none"),
-        ("a.gif 1\n", "line 1: found 'a.gif 1'"),
+        ("a.tga 1\n", "line 1: found 'a.tga 1'"),
     ],
 )
 def test_bad_lists_name_the_line(tmp_path, text, message):
@@ -476,6 +518,77 @@ def test_bin_files(tmp_path, kind):
 class Evil:
     def __reduce__(self):
         return os.system, ("touch /tmp/hyperface_was_here",)
+
+
+def test_no_pickle_is_told_longer_than_it_is():
+    """Neither repr of a graph without end, nor a length that is a lie, nor defaults."""
+    graph: tuple = ("a", "b")
+    for _ in range(60):
+        graph = (graph, graph)
+    promised = b"\x80\x05\x96" + struct.pack("<Q", 2 << 30)
+    text = b"X" + struct.pack("<I", 12) + b"__defaults__"
+    default = b"c_codecs\nencode\n(N}" + text + b"(X\x04\x00\x00\x00utf8tstb."
+    large = pickle.dumps(([b"a", b"b"], [1 << 40000]), 2)
+    before = safe_pickle._encode.__defaults__
+    for data, message in (
+        (pickle.dumps(([b"a", b"b"], [graph]), 2), "answer 0 is a tuple"),
+        (large, "answer 0 is a int"),
+        (promised, "2147483648 bytes promised, 0 found"),
+        (default, "damaged pickle"),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "x.bin"
+            path.write_bytes(data)
+            tracemalloc.start()
+            with pytest.raises(ValueError, match=rf"x\.bin.*{message}"):
+                bin_set.read_bin(path)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 26
+            tracemalloc.stop()
+    assert safe_pickle._encode.__defaults__ == before
+
+
+@pytest.mark.parametrize("kind", ["list", "folder", "tar", "bin", "loose"])
+def test_other_images_under_the_same_names_are_another_set(tmp_path, kind):
+    """Equal names, and equal lengths: bitmaps have no others."""
+
+    def made(place, seed):
+        root = tmp_path / place / "faces"
+        for person in ("A", "B"):
+            (root / person).mkdir(parents=True)
+            for number in (1, 2):
+                noise = np.random.default_rng([seed, number]).integers(
+                    0, 256, (8, 8, 3)
+                )
+                image = Image.fromarray(noise.astype(np.uint8))
+                image.save(root / person / f"{number}.bmp")
+        files = sorted(root.glob("*/*.bmp"))
+        if kind == "list":
+            lines = [f"{f.relative_to(root)} {f.parent.name}\n" for f in files]
+            (root / "list.txt").write_text("".join(lines))
+            return sources.open_path(str(root / "list.txt"))
+        if kind == "tar":
+            with tarfile.open(root.with_suffix(".tar"), "w") as archive:
+                archive.add(root, arcname="faces")
+            return sources.open_path(str(root.with_suffix(".tar")))
+        if kind == "bin":
+            images = [file.read_bytes() for file in files]
+            path = root.with_suffix(".bin")
+            path.write_bytes(pickle.dumps((images, [True, False])))
+            return bin_set.open_bin(path).faces
+        if kind == "loose":
+            return loose_images.open_any(str(root))
+        return sources.open_path(str(root))
+
+    first, same, other = (made(f"{k}", seed) for k, seed in enumerate((1, 1, 2)))
+    assert first.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    toy.write_folder(tmp_path / "elsewhere", people=1, images=3)
+    root = toy.write_folder(tmp_path / "faces", people=1, images=2)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "circle").symlink_to(root)
+    assert len(loose_images.open_any(str(root))) == 5
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -674,4 +787,9 @@ def test_fingerprints_follow_content_and_not_the_path(tmp_path):
         record_files.write_insightface(tmp_path / "c", images=5)
     )
     assert a.fingerprint == b.fingerprint != c.fingerprint
+    with (tmp_path / "b" / "train.rec").open("r+b") as file:
+        at = file.read().index(b"\xff\xd8")  # an image, of the same length
+        file.seek(at + 300)
+        file.write(b"\x00\x01\x02")
+    assert insightface.open_insightface(tmp_path / "b").fingerprint != a.fingerprint
     assert face_set.concatenate([a]) is a

@@ -338,3 +338,11 @@ def test_parquet_by_row_groups(tmp_path, rng, monkeypatch):
         parquet.write_parquet(path, ids, embeddings[:, :0])
     parquet.write_parquet(path, [], embeddings[:0])
     assert parquet.read_parquet(path)[1].shape == (0, 6)
+
+
+def test_the_gallery_is_not_overwritten(tmp_path):
+    np.savez(tmp_path / "g.npz", embeddings=np.eye(3, dtype=np.float32))
+    files = ("--gallery", tmp_path / "g.npz", "--probes", tmp_path / "g.npz")
+    arguments = map(str, (*files, "--out", tmp_path / "g.npz"))
+    with pytest.raises(ValueError, match="the file of --gallery: expected another"):
+        search.search(search.parser().parse_args([*arguments]))

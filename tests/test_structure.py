@@ -197,7 +197,8 @@ def test_files_and_functions_are_short():
 
 def test_importing_the_package_touches_no_device():
     code = (
-        "import hyperface_jax, hyperface_jax.losses, hyperface_jax.training.train, sys; "
+        "import sys, hyperface_jax, hyperface_jax.losses; "
+        "from hyperface_jax.training import train; "
         "from jax._src import xla_bridge as b; "
         "assert not b._backends, b._backends; "
         "assert 'tensorflow' not in sys.modules; assert 'torch' not in sys.modules; "

@@ -46,3 +46,12 @@ def write_pairs(path, *, people: int = 12, folds: int = 3):
         ]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def refusal(work):
+    """The message of the ValueError that ends `work`, or ""."""
+    try:
+        work()
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -1,5 +1,6 @@
 """What the networks have in common: settings, and what they say about themselves."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -70,5 +71,6 @@ def check_input(color_order: str, value_range: tuple[float, float]) -> None:
         raise ValueError(
             f"color_order is {color_order!r}, expected one of {', '.join(COLOR_ORDERS)}"
         )
-    if len(value_range) != 2 or not value_range[0] < value_range[1]:
+    numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in value_range)
+    if len(value_range) != 2 or not numbers or not value_range[0] < value_range[1]:
         raise ValueError(f"value_range is {value_range}, expected (low, high)")

@@ -9,7 +9,7 @@ from etils import epath
 
 from hyperface_jax import adaptive, catalogue, family, margins, schedules
 from hyperface_jax.config.keys import Config, default_config, flatten, section
-from hyperface_jax.config.validation import member_of, parse_scale
+from hyperface_jax.config.validation import member_of, parse_scale, validate
 
 # What may differ when a run is resumed. Everything else changes the mathematics.
 _RUNTIME = (
@@ -138,20 +138,29 @@ def check_resumable(saved: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def load(path: epath.PathLike) -> Config:
-    """A resolved config written by a run (config.json in its workdir)."""
+    """A resolved config written by a run (config.json in its workdir).
+
+    Raises:
+      ValueError: it cannot be read, or somebody changed it into something else.
+    """
     try:
         values = json.loads(epath.Path(path).read_text())
         values = values.get("config", values)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable config ({error})") from None
     config = default_config()
-    with config.unlocked():
-        for name, content in values.items():
-            if isinstance(content, dict):
-                for key, value in content.items():
-                    _set(config[name], key, value)
-            else:
-                config[name] = content
+    try:
+        with config.unlocked():
+            for name, content in values.items():
+                if isinstance(content, dict):
+                    for key, value in content.items():
+                        _set(config[name], key, value)
+                else:
+                    config[name] = content
+        validate(config)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: damaged config ({why:.160})") from None
     return config.lock()
 
 

@@ -15,7 +15,7 @@ from hyperface_jax import (
     schedules,
     sharding,
 )
-from hyperface_jax.backbones import BACKBONES, DTYPES
+from hyperface_jax.backbones import BACKBONES, DTYPES, check_input
 from hyperface_jax.config.keys import PROTOCOLS, Config, expected, flatten
 from hyperface_jax.data.caching import CACHES
 from hyperface_jax.data.datasets import DATASETS
@@ -116,6 +116,7 @@ def validate(config: Config) -> None:
     for key in _BELOW_ONE:
         if not 0 <= flat[key] < 1:
             raise ValueError(f"{key} is {flat[key]}, expected 0 <= value < 1")
+    check_input(config.backbone.color_order, config.backbone.value_range)
     _check_margin(config)
     _warn_of_unused_constants(config)
     if config.learning_rate.milestones and config.learning_rate.milestone_epochs:

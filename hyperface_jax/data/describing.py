@@ -78,7 +78,9 @@ def _duplicate_rows(
 def _fingerprint(faces: FaceSet, written: Written) -> str:
     """The source's own where nothing was changed: a run may go on with the copy."""
     lost = [row for part in written.parts() for row, _, _ in part.rejected]
-    return fingerprint_of(faces.fingerprint, lost) if lost else faces.fingerprint
+    if not (lost or written.how):
+        return faces.fingerprint
+    return fingerprint_of(faces.fingerprint, lost, written.how)
 
 
 def _tests(faces: FaceSet, written: Written, pairs_path: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,12 +10,18 @@ import simplejpeg
 
 from hyperface_jax.data import alignment, landmarks
 from hyperface_jax.data.decode import decode_rgb
+from hyperface_jax.data.face_set import fingerprint_of
 from hyperface_jax.data.image_files import SUFFIXES
 from hyperface_jax.data.records import BadRecordError
 
 
 class LandmarkFinder(Protocol):
     """Finds five points; may be sent to another process."""
+
+    @property
+    def file(self) -> str:
+        """Path of the file that the points follow from."""
+        ...
 
     def __call__(self, image: np.ndarray, id_: str) -> np.ndarray:
         """Points [5, 2] (x, y) in an image uint8 [H, W, 3].
@@ -41,6 +48,11 @@ class ListedLandmarks:
 
     path: str
 
+    @property
+    def file(self) -> str:
+        """The points."""
+        return self.path
+
     def __call__(self, image: np.ndarray, id_: str) -> np.ndarray:
         """The points that the file has for this id, with or without its suffix."""
         known = _landmarks(self.path)
@@ -65,6 +77,11 @@ class DetectedLandmarks:
 
     model: str
 
+    @property
+    def file(self) -> str:
+        """The detector's weights."""
+        return self.model
+
     def __call__(self, image: np.ndarray, id_: str) -> np.ndarray:
         """The points of the face that the detector's rule chooses."""
         points = _detector(self.model)(image)
@@ -86,6 +103,13 @@ class Aligner:
     find: LandmarkFinder
     size: tuple[int, int]
     quality: int = 95
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that the aligned faces depend on besides the images."""
+        content = Path(self.find.file).read_bytes()
+        kind = type(self.find).__name__
+        return fingerprint_of(kind, content, self.size, self.quality)
 
     def __call__(self, image: bytes, id_: str) -> bytes:
         """The aligned face as JPEG.

@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from hyperface_jax.data.pairs import Pairs
 from hyperface_jax.data.records import ConcatSource, Record, RecordSource
 
 log = logging.getLogger(__name__)
+
+SAMPLED = 64
+"""Files whose content is part of a fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,38 @@ class FaceSet:
         return labels
 
 
+def sample_of(read: Callable[[int], bytes], count: int) -> str:
+    """Digest of `SAMPLED` files: the same names and sizes may hold other images.
+
+    Args:
+      read: row -> content; a file that cannot be read counts as empty.
+      count: number of rows.
+    """
+
+    def content(row: int) -> bytes:
+        try:
+            return read(row)
+        except (OSError, ValueError):  # a RecordIOError is a ValueError, too
+            return b""
+
+    rows = np.unique(np.linspace(0, max(count - 1, 0), SAMPLED).astype(int))
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(8, thread_name_prefix="sample") as pool:
+        for data in pool.map(content, rows[:count].tolist()):
+            digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
 def fingerprint_of(*parts: Any) -> str:
-    """16 hexadecimal digits of strings, numbers and integer arrays."""
+    """16 hexadecimal digits of strings, bytes, numbers and integer arrays."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
             for start in range(0, len(part), 1 << 20):
                 chunk = np.ascontiguousarray(part[start : start + (1 << 20)], "<i8")
                 digest.update(chunk.data)
+        elif isinstance(part, bytes):
+            digest.update(len(part).to_bytes(8, "little") + part)
         else:
             digest.update(repr(part).encode())
     return digest.hexdigest()[:16]

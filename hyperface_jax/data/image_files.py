@@ -1,5 +1,6 @@
 """Folders and tars of identities, NAME/xxx.jpg, read as they are."""
 
+import itertools
 import os
 import tarfile
 from collections.abc import Sequence
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from hyperface_jax.data.face_set import FaceSet, fingerprint_of
+from hyperface_jax.data.face_set import FaceSet, fingerprint_of, sample_of
 from hyperface_jax.data.recordio import open_local
 from hyperface_jax.data.records import ImageSource
+
+_PADDED = 10240  # bytes; tar's blocking factor of 20
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -116,7 +119,7 @@ def face_set_of_files(
         labels=labels,
         source_labels=labels,
         identities=tuple(identities.tolist()),
-        fingerprint=fingerprint_of("files", ids, sizes),
+        fingerprint=fingerprint_of("files", ids, sizes, sample_of(reader, len(names))),
     )
 
 
@@ -171,19 +174,38 @@ def _in_tar(path: epath.Path):
                 f"{path}: {member.name} is a symbolic link, expected files "
                 "(tar --dereference)"
             )
-    _check_end(path)
+    ends = (m.offset_data + m.isreg() * -(-m.size // 512) * 512 for m, _ in members)
+    _check_end(path, max(ends, default=0))
     found.sort()
+    for one, next_ in itertools.pairwise(found):
+        if one[:2] == next_[:2]:
+            raise ValueError(f"{path}: {one[0]}/{one[1]} is in it twice, expected once")
     offsets = np.array([f[2] for f in found], np.int64)
     sizes = np.array([f[3] for f in found], np.int64)
     names = [(person, file) for person, file, _, _ in found]
     return names, sizes, TarReader(path, offsets, sizes)
 
 
-def _check_end(path: epath.Path) -> None:
-    """A tar ends with two blocks of zeros; one that does not was cut off or damaged."""
+def _check_end(path: epath.Path, end: int) -> None:
+    """Refuses a tar that was cut off, overwritten with zeros, or has another behind it.
+
+    Args:
+      path: the tar.
+      end: first byte after the last member that was found. Two blocks of zeros mark the
+        end; most programs fill the last `_PADDED` bytes with more of them.
+    """
     with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        size = file.tell()
-        file.seek(max(size - 1024, 0))
-        if any(file.read()):
-            raise ValueError(f"{path}: not a readable tar (no end mark: it is cut off)")
+        size = file.seek(0, os.SEEK_END)
+        file.seek(end)
+        rest = file.read(_PADDED + 1024)
+    if any(rest):
+        raise ValueError(
+            f"{path}: not a readable tar (more follows after byte {end}: it is "
+            "damaged, or several were joined)"
+        )
+    if size not in (end + 1024, -(-(end + 1024) // _PADDED) * _PADDED):
+        raise ValueError(
+            f"{path}: not a readable tar ({size:,} bytes, the last file ends at "
+            f"{end:,}: it is cut off, or its end was never written; or pack it with "
+            "tar -b 20)"
+        )

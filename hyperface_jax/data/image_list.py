@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from hyperface_jax.data.face_set import FaceSet, fingerprint_of
+from hyperface_jax.data.face_set import FaceSet, fingerprint_of, sample_of
 from hyperface_jax.data.image_files import FolderReader, is_image
 from hyperface_jax.data.records import ImageSource
 
@@ -62,6 +62,8 @@ def _bare(fields: list[str]) -> ListedImage | None:
     """`NAME/file`: the folder is the person (OpenSphere's present lists)."""
     if len(fields) != 1 or "/" not in fields[0] or "\t" in fields[0]:
         return None
+    if re.match(r"\d+\s+[\d.]+\s", fields[0]):
+        return None  # im2rec's with blanks for its tabs, and no path
     return ListedImage(fields[0], fields[0].split("/")[-2])
 
 
@@ -106,14 +108,17 @@ def open_list(
     labels = np.array([number[image.identity] for image in images], np.int32)
     files = [image.path for image in images]
     folder = epath.Path(root) if root else where.parent
+    reader = FolderReader(folder, files)
     return FaceSet(
         name=where.name.rsplit(".", 1)[0],
-        source=ImageSource(FolderReader(folder, files), labels, files),
+        source=ImageSource(reader, labels, files),
         rows=np.arange(len(files)),
         labels=labels,
         source_labels=labels,
         identities=tuple(names),
-        fingerprint=fingerprint_of("list", files, labels),
+        fingerprint=fingerprint_of(
+            "list", files, labels, sample_of(reader, len(files))
+        ),
     )
 
 

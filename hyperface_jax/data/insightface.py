@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from hyperface_jax.data.face_set import FaceSet, drop_empty, fingerprint_of
+from hyperface_jax.data.face_set import FaceSet, drop_empty, fingerprint_of, sample_of
 from hyperface_jax.data.recordio import RecordFile, RecordIOError
 from hyperface_jax.data.records import BadRecordError, Record
 
@@ -117,7 +117,13 @@ def open_insightface(path: epath.PathLike) -> FaceSet:
         labels=labels if usable.all() else labels[usable],
         source_labels=labels,
         identities=tuple(map(str, range(count))),
-        fingerprint=fingerprint_of("recordio", file.size, images.keys, labels),
+        fingerprint=fingerprint_of(
+            "recordio",
+            file.size,
+            images.keys,
+            labels,
+            sample_of(lambda row: images.read(row).image, len(images)),
+        ),
         rejected=rejected,
     )
     return drop_empty(faces)
@@ -136,6 +142,11 @@ def _check_pair(file: RecordFile) -> None:
         raise ValueError(
             f"{file.path}: {past} of {len(file)} records of the index lie past its end "
             f"({file.size} bytes): it is cut off, or train.idx belongs to another file"
+        )
+    if after := file.after_last():
+        raise ValueError(
+            f"{file.path}: goes on for {after:,} bytes after the last record of "
+            "train.idx, which is cut off or belongs to another file"
         )
     if len(errors) > len(sample) // 2:
         raise ValueError(

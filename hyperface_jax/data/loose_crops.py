@@ -9,7 +9,7 @@ from etils import epath
 
 from hyperface_jax.data import alignment
 from hyperface_jax.data.decode import decode_rgb
-from hyperface_jax.data.face_set import FaceSet, fingerprint_of
+from hyperface_jax.data.face_set import FaceSet, fingerprint_of, sample_of
 from hyperface_jax.data.image_files import FolderReader
 from hyperface_jax.data.records import BadRecordError, Record
 
@@ -93,14 +93,18 @@ def open_loose_crops(
       landmarks: five points of each in its pixels, [N, 5, 2].
     """
     rows = np.arange(len(names))
+    reader = FolderReader(folder, names)
     return FaceSet(
         name=epath.Path(folder).parent.name,
-        source=AlignedSource(
-            FolderReader(folder, names), names, landmarks.astype(np.float32)
-        ),
+        source=AlignedSource(reader, names, landmarks.astype(np.float32)),
         rows=rows,
         labels=rows.astype(np.int32),
         source_labels=rows.astype(np.int32),
         identities=tuple(names),
-        fingerprint=fingerprint_of("crops", list(names), np.rint(landmarks * 100)),
+        fingerprint=fingerprint_of(
+            "crops",
+            list(names),
+            np.rint(landmarks * 100),
+            sample_of(reader, len(names)),
+        ),
     )

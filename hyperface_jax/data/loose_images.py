@@ -1,13 +1,14 @@
 """Images without identities: files of a folder at any depth, or a list of paths."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from etils import epath
 
 from hyperface_jax.data import insightface, prepared, sources
-from hyperface_jax.data.face_set import FaceSet, fingerprint_of
+from hyperface_jax.data.face_set import FaceSet, fingerprint_of, sample_of
 from hyperface_jax.data.image_files import is_image
 from hyperface_jax.data.records import ImageSource
 
@@ -52,7 +53,7 @@ def open_any(path: str, lines: Iterable[str] = ()) -> FaceSet:
     if not where.is_dir() or known:
         return sources.open_path(path)
     root = Path(path)
-    found = sorted(p for p in root.rglob("*") if is_image(p.name) and p.is_file())
+    found = sorted(_images_below(root))
     if not found:
         raise ValueError(f"{path}: no images in it, at any depth")
     names = [p.relative_to(root).with_suffix("").as_posix() for p in found]
@@ -61,16 +62,34 @@ def open_any(path: str, lines: Iterable[str] = ()) -> FaceSet:
     return of_files(root.name, found, names)
 
 
+def _images_below(root: Path) -> Iterator[Path]:
+    """Images at any depth; links to folders are followed, but not in circles."""
+    visited = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            below.clear()
+            continue
+        visited.add(real)
+        for name in files:
+            path = Path(folder, name)
+            if is_image(name) and path.is_file():
+                yield path
+
+
 def of_files(name: str, paths: Sequence[Path], ids: Sequence[str]) -> FaceSet:
     """A FaceSet of one nameless identity; a missing file is an unreadable record."""
     labels = np.zeros(len(paths), np.int32)
+    reader = FileReader(paths)
     sizes = [p.stat().st_size if p.exists() else -1 for p in paths]
     return FaceSet(
         name=name,
-        source=ImageSource(FileReader(paths), labels, ids),
+        source=ImageSource(reader, labels, ids),
         rows=np.arange(len(paths)),
         labels=labels,
         source_labels=labels,
         identities=("",),
-        fingerprint=fingerprint_of(list(ids), np.asarray(sizes)),
+        fingerprint=fingerprint_of(
+            list(ids), np.asarray(sizes), sample_of(reader, len(paths))
+        ),
     )

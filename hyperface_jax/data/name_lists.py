@@ -46,7 +46,7 @@ def read_names(path: epath.PathLike) -> list[list[str]]:
       ValueError: the file cannot be read as text.
     """
     try:
-        text = epath.Path(path).read_bytes().decode()
+        text = epath.Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable text file ({error})") from None
     # Not splitlines: a name may hold other characters that it takes for line breaks.

@@ -39,7 +39,10 @@ class Pairs:
         """Inverse of `to_json`."""
         arrays = {name: np.asarray(value, np.int64) for name, value in values.items()}
         arrays["is_genuine"] = arrays["is_genuine"].astype(bool)
-        return cls(**arrays)
+        found = cls(**arrays)
+        if len({value.shape for value in arrays.values()}) > 1 or found.fold.ndim != 1:
+            raise ValueError("pairs: columns of different lengths")
+        return found
 
 
 def random_pairs(
@@ -94,19 +97,21 @@ def read_lfw_pairs(path: epath.PathLike, rows: Mapping[str, int]) -> Pairs:
     except UnicodeDecodeError as error:
         raise ValueError(f"pairs file {path}: not UTF-8 ({error})") from None
     folds, per_fold = _header(path, lines[0] if lines else "")
-    body = [line for line in lines[1:] if line.strip()]
+    numbered = enumerate(lines[1:], start=2)
+    body = [(number, line) for number, line in numbered if line.strip()]
     if len(body) != 2 * folds * per_fold:
         raise ValueError(
             f"pairs file {path}: {len(body)} pairs found, expected "
             f"2 x {folds} folds x {per_fold} = {2 * folds * per_fold}"
         )
-    columns = [_parse_pair(path, k, line, rows) for k, line in enumerate(body, start=2)]
+    columns = [_parse_pair(path, number, line, rows) for number, line in body]
     first, second, genuine = map(np.asarray, zip(*columns, strict=True))
     position = np.arange(len(body))
     expected = position % (2 * per_fold) < per_fold
     if (wrong := np.flatnonzero(genuine != expected)).size:
         kind = "genuine (3 fields)" if expected[wrong[0]] else "impostor (4 fields)"
-        raise ValueError(f"pairs file {path}, line {wrong[0] + 2}: expected {kind}")
+        number = body[wrong[0]][0]
+        raise ValueError(f"pairs file {path}, line {number}: expected {kind}")
     return Pairs(first, second, genuine, position // (2 * per_fold))
 
 
@@ -145,4 +150,8 @@ def _parse_pair(
         if image not in rows:
             raise ValueError(f"{where}: no image {image} in the dataset")
         found.append(rows[image])
+    if len(fields) == 4 and names[0] == names[1]:
+        raise ValueError(f"{where}: {names[0]} twice, expected two people in 4 fields")
+    if found[0] == found[1]:
+        raise ValueError(f"{where}: compares an image with itself")
     return found[0], found[1], len(fields) == 3

@@ -12,6 +12,7 @@ read through once for its labels.
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,13 @@ def open_split(builder: Any, split: str) -> FaceSet:
             f"{', '.join(builder.info.splits)}"
         )
     folder = epath.Path(builder.data_path)
-    facts = (builder.info.metadata or {}).get("splits", {}).get(split, {})
+    metadata = dict(builder.info.metadata or {})
+    if (folder / LABELS).exists() and "splits" not in metadata:
+        raise ValueError(
+            f"{folder}: no facts about its splits in metadata.json, which say whose "
+            "images are for tests; prepare it anew"
+        )
+    facts = metadata.get("splits", {}).get(split, {})
     info = builder.info.splits[split]
     source = ShardSource([os.fspath(path) for path in info.filepaths])
     source.check_lengths(info.shard_lengths)
@@ -70,6 +77,7 @@ def open_split(builder: Any, split: str) -> FaceSet:
             f"{folder}: split {split} has {len(source)} records, its labels are "
             f"{len(labels)}; delete the folder to prepare it anew"
         )
+    tests = _tests(folder, facts, len(source))
     faces = FaceSet(
         name="/".join(folder.parts[-3:]),  # name/config/version, or what it is now
         source=source,
@@ -85,20 +93,41 @@ def open_split(builder: Any, split: str) -> FaceSet:
             labels,
             info.num_bytes,
         ),
-        pairs=Pairs.from_json(facts["pairs"]) if "pairs" in facts else None,
-        gallery=np.asarray(facts.get("gallery", []), int),
-        probes=np.asarray(facts.get("probes", []), int),
+        pairs=tests.get("pairs"),
+        gallery=tests["gallery"],
+        probes=tests["probes"],
         licence=_licence(folder) or getattr(builder, "LICENCE", ""),
     )
     # Pairs, gallery and probes are rows of the source: they do not move.
     return drop_empty(faces)
 
 
+def _tests(folder: epath.Path, facts: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Pairs, gallery and probes, whose rows are all among `count` records."""
+    try:
+        found: dict[str, Any] = {
+            name: np.asarray(facts.get(name, []), int) for name in ("gallery", "probes")
+        }
+        rows = list(found.values())
+        if "pairs" in facts:
+            found["pairs"] = Pairs.from_json(facts["pairs"])
+            rows += [found["pairs"].first, found["pairs"].second]
+        rows = np.concatenate(rows)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder}: damaged metadata.json ({error})") from None
+    if len(rows) and not 0 <= rows.min() <= rows.max() < count:
+        raise ValueError(
+            f"{folder}: metadata.json has rows {rows.min()} to {rows.max()} for tests, "
+            f"expected 0 to {count - 1}"
+        )
+    return found
+
+
 def _licence(folder: epath.Path) -> str:
     """What the card says; "" without a card, or where nobody stated one."""
     if not (folder / CARD).exists():
         return ""
-    for line in (folder / CARD).read_text().splitlines():
+    for line in (folder / CARD).read_bytes().decode(errors="replace").splitlines():
         if line.startswith(LICENCE_LINE):
             stated = line.removeprefix(LICENCE_LINE)
             return "" if stated == NO_LICENCE else stated
@@ -117,8 +146,14 @@ def _labels(
         try:
             with (folder / LABELS).open("rb") as file:
                 labels = np.load(file)
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{folder / LABELS}: {error}") from None
+            whole = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+        except Exception as error:  # a damaged header may fail anyhow
+            raise ValueError(f"{folder / LABELS}: {error!s:.160}") from None
+        if not whole:
+            raise ValueError(
+                f"{folder / LABELS}: {labels.dtype} {list(labels.shape)}, expected "
+                "whole numbers [N]"
+            )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
             raise ValueError(
                 f"{folder / LABELS}: labels {labels.min()} to {labels.max()} for "

@@ -64,12 +64,14 @@ class Written:
       final: where it is to be.
       part_paths: of all shards in order.
       rejected: (id, reason) of everything left out.
+      how: what was done to the images, for the fingerprint; "" where nothing was.
     """
 
     folder: Path
     final: Path
     part_paths: list[Path]
     rejected: list[tuple[str, str]]
+    how: str = ""
 
     def parts(self) -> Iterator[shards.Part]:
         """What is known of each shard; one at a time, so that memory stays flat."""
@@ -112,7 +114,13 @@ def write_shards(
         )
         for images in _run(todo, options.workers):
             bar.update(images)
-    written = Written(folder, final, part_paths, list(faces.rejected.items()))
+    written = Written(
+        folder,
+        final,
+        part_paths,
+        list(faces.rejected.items()),
+        options.aligner.fingerprint if options.aligner else "",
+    )
     rejected, kept = written.rejected, 0
     for part in written.parts():
         rejected += [_named(faces, *item) for item in part.rejected]

@@ -76,6 +76,9 @@ class RecordFile:
             keys, offsets = keys[order], offsets[order]
         if (same := np.flatnonzero(np.diff(keys) == 0)).size:
             raise ValueError(f"{idx}: key {keys[same[0]]} occurs more than once")
+        if (same := np.flatnonzero(np.diff(np.sort(offsets)) == 0)).size:
+            at = np.sort(offsets)[same[0]]
+            raise ValueError(f"{idx}: byte {at} is given as the place of two records")
         if keys[-1] < 1 << 32:
             keys = keys.astype(np.uint32)  # half of the memory of 42 million of them
         return cls(rec, keys, offsets)
@@ -101,6 +104,19 @@ class RecordFile:
     def past_end(self) -> int:
         """Number of records that the index places at or past the end of the file."""
         return int(np.count_nonzero(self._offsets + _HEAD.size > self.size))
+
+    def after_last(self) -> int:
+        """Bytes behind the last record of the index; 0 where that one is damaged."""
+        position = int(np.argmax(self._offsets))
+        at = int(self._offsets[position])
+        while at + _HEAD.size <= self.size:
+            magic, head = _HEAD.unpack(os.pread(self._file, _HEAD.size, at))
+            if magic != MAGIC:
+                return 0
+            at += _HEAD.size + -(-(head & ((1 << 29) - 1)) // 4) * 4
+            if head >> 29 in (_WHOLE, _END):
+                return max(self.size - at, 0)
+        return 0
 
     def read(self, position: int) -> Payload:
         """The record at a position in the order of keys.

@@ -7,6 +7,7 @@ stand-ins of its own. Whatever else a pickle names is refused before it is impor
 
 import io
 import pickle
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,11 @@ class _DType:
     """Stand-in for numpy.dtype: remembers its name."""
 
     def __init__(self, name: Any, *_: Any):
-        self.name = name.decode("latin1") if isinstance(name, bytes) else str(name)
+        if isinstance(name, bytes):
+            name = name.decode("latin1")
+        if not isinstance(name, str) or len(name) > 40:
+            raise ValueError("a dtype without a name")
+        self.name = name
 
     def __setstate__(self, state: Any) -> None:
         """Byte order and fields: of no interest for one-byte types."""
@@ -64,7 +69,7 @@ def _scalar(dtype: Any, data: Any) -> Any:
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     """_codecs.encode, as protocol 2 writes bytes."""
     if encoding not in ("latin1", "latin-1", b"latin1") or not isinstance(text, str):
-        raise ValueError(f"encoding {encoding!r}, expected latin1")
+        raise ValueError("text in another encoding, expected latin1")
     return text.encode("latin1")
 
 
@@ -82,7 +87,10 @@ for _module in ("numpy.core.numeric", "numpy._core.numeric"):
 
 # The pickle module's own Python class and not the C one: its memo is a dict, where the
 # C one allocates an array as long as the largest index that a file names.
-class _Unpickler(pickle._Unpickler):  # type: ignore[attr-defined, misc, name-defined]
+_Python: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Unpickler(_Python):
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
@@ -90,6 +98,34 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[attr-defined, misc, name-de
             raise UnsafePickleError(
                 f"it names {module}.{name}, which is not allowed"
             ) from None
+
+    def _attributes(self) -> None:
+        """Only our stand-ins take any: a function's defaults are attributes, too."""
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Array | _DType):
+            kind = type(self.stack[-1]).__name__
+            raise ValueError(f"attributes for a {kind}")
+        self.stack[-1].__setstate__(state)
+
+    def _bytearray(self) -> None:
+        """Reads before it allocates: the length may be a lie."""
+        (count,) = struct.unpack("<Q", self.read(8))
+        data = self.read(count)
+        if len(data) != count:
+            raise ValueError(f"{count} bytes promised, {len(data)} found")
+        self.append(bytearray(data))
+
+    dispatch = _Python.dispatch | {
+        pickle.BUILD[0]: _attributes,
+        pickle.BYTEARRAY8[0]: _bytearray,
+    }
+    # Of no use here: they look into the interpreter's registry, or take buffers from
+    # outside.
+    for _code in (
+        pickle.EXT1, pickle.EXT2, pickle.EXT4,
+        pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
+    ):  # fmt: skip
+        del dispatch[_code[0]]
 
 
 def load_pickle(data: bytes) -> Any:

@@ -104,8 +104,12 @@ def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedd
         position[row] = place.get(id_, -1)
     lost = rows[position[rows] < 0]
     if len(lost):
+        names = {row: id_ for id_, row in ids_of(data.faces.source).items()}
+        first = names.get(int(lost[0]), f"#{lost[0]}")
+        known = f"they begin with {stored.ids[0]!r}" if stored.ids else "there is none"
         raise ValueError(
-            f"{data.name}: {len(lost)} of {len(rows)} images have no embedding"
+            f"{data.name}: {len(lost)} of {len(rows)} images have no embedding, the "
+            f"first is {first!r}; {known}"
         )
     row_of = np.full(len(stored.views), -1)
     row_of[position[rows]] = rows

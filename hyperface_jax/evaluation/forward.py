@@ -157,10 +157,20 @@ def embed_to_store(
       part: of this process, from 0.
       parts: number of processes that share the work.
       **options: see `embed_rows`.
+
+    Raises:
+      ValueError: the network gives NaN or infinity.
     """
     for number, span in store.missing(part, parts):
         wanted = rows[span.start : span.stop]
         views, bad = embed_rows(embed, faces, wanted, **options)
+        finite = np.isfinite(views).all(axis=(1, 2))
+        if not finite.all():
+            raise ValueError(
+                f"{faces.name}: NaN or infinity in {np.count_nonzero(~finite)} of "
+                f"{len(wanted)} embeddings, the first of row {wanted[~finite][0]}: the "
+                "network is broken"
+            )
         place = {int(row): span.start + k for k, row in enumerate(wanted)}
         store.write(number, span, views, {place[row]: why for row, why in bad.items()})
 

@@ -115,10 +115,12 @@ def _by_group(e: Embedded, pairs: Pairs, scores: np.ndarray):
 def open_set_protocol(e: Embedded) -> ProtocolResult | None:
     """The papers' criterion: largest intra-class against smallest inter-class angle."""
     rows = e.data.open_set_rows
-    people = len(np.unique(e.data.faces.label_of_row()[rows]))
+    rows = rows[~np.isin(rows, list(e.unreadable))]  # without an angle
+    identity = e.data.faces.label_of_row()[rows]
+    people = len(np.unique(identity))
     if people < 2 or people == len(rows):
         return None
-    found = open_set.open_set_criterion(e.of(rows), e.data.faces.label_of_row()[rows])
+    found = open_set.open_set_criterion(e.of(rows), identity)
     metrics = {
         "max_intra_degrees": found.max_intra,
         "min_inter_degrees": found.min_inter,

@@ -49,6 +49,7 @@ def write_parquet(
         raise ValueError(f"{path}: found {list(embeddings.shape)}, expected [N, D]")
     if len(ids) != len(embeddings):
         raise ValueError(f"{path}: {len(ids)} ids for {len(embeddings)} embeddings")
+    check_ids(path, ids)
     pa = pyarrow()
     size = embeddings.shape[1]
 
@@ -64,6 +65,18 @@ def write_parquet(
 
     types = {"id": pa.string(), "embedding": pa.list_(pa.float32(), size)}
     write_table(path, types, groups(), metadata)
+
+
+def check_ids(path: str | os.PathLike, ids: Sequence[str]) -> None:
+    """Raises a ValueError where an id is a file name that is no UTF-8."""
+    for id_ in ids:
+        try:
+            id_.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{path}: the id {id_!r} is no UTF-8, which Parquet needs (.npz does "
+                "not)"
+            ) from None
 
 
 def write_table(
@@ -156,7 +169,7 @@ def _read(path, file, pa):
             embeddings = np.empty((file.metadata.num_rows, size or 0), np.float32)
         part = values.to_numpy(zero_copy_only=False).reshape(len(column), size or 0)
         embeddings[len(ids) : len(ids) + len(part)] = part
-        ids.extend(map(str, table["id"].to_pylist()))
+        ids.extend(table["id"].cast(pa.string()).to_pylist())
     text = (schema.metadata or {}).get(_KEY, b"{}")
     try:
         metadata = json.loads(text)

@@ -36,11 +36,17 @@ def run_protocols(
       names: of `PROTOCOLS`.
       hardest: genuine and impostor pairs to keep as pictures; 0 for none.
       image_size: of these pictures.
+
+    Raises:
+      ValueError: embeddings hold NaN, or are not enough; with the set and the protocol.
     """
     results = []
     for embedded in sets:
         for name in names:
-            result = PROTOCOLS[name](embedded)
+            try:
+                result = PROTOCOLS[name](embedded)
+            except ValueError as error:
+                raise ValueError(f"{embedded.data.name}, {name}: {error}") from None
             if result is None:
                 continue
             if embedded.unreadable:

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class EmbeddingStore:
 
     def __init__(self, folder: Path, meta: Mapping[str, int | str]):
         self._folder = folder
-        self._meta = dict(meta)
+        self._meta: dict[str, Any] = dict(meta)
 
     @classmethod
     def open(cls, folder: Path) -> "EmbeddingStore":
@@ -80,9 +81,15 @@ class EmbeddingStore:
           ValueError: it is none of ours.
         """
         try:
-            return cls(folder, json.loads((folder / META).read_text()))
-        except (OSError, ValueError) as error:
+            meta = json.loads((folder / META).read_text())
+            numbers = [meta[key] for key in ("rows", "views", "dimension")]
+            if not all(type(n) is int and n >= 0 for n in numbers):
+                raise ValueError(f"{META} has sizes {numbers}")
+            if not (type(meta["part_images"]) is int and meta["part_images"] > 0):
+                raise ValueError(f"{META} has parts of {meta['part_images']} images")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder}: no embeddings in it ({error})") from None
+        return cls(folder, meta)
 
     @classmethod
     def create(
@@ -145,6 +152,10 @@ class EmbeddingStore:
             made.rename(folder)
         except OSError:
             shutil.rmtree(made)
+            if folder.is_dir() and not (folder / META).exists():
+                raise ValueError(
+                    f"{folder}: holds other files, expected a new or an empty folder"
+                ) from None
             if not (folder / META).exists():
                 raise
             return cls.create(
@@ -167,7 +178,7 @@ class EmbeddingStore:
         """
         rows, size = int(self._meta["rows"]), int(self._meta["part_images"])
         for number in range(part, -(-rows // size), parts):
-            if not self._done(number).exists():
+            if self._lost(number) is None:
                 yield number, range(number * size, min((number + 1) * size, rows))
 
     def write(
@@ -178,30 +189,46 @@ class EmbeddingStore:
         array[rows.start : rows.stop] = views
         array.flush()
         temporary = self._done(number).with_suffix(".tmp")
-        temporary.write_text(json.dumps({str(k): v for k, v in unreadable.items()}))
+        with temporary.open("w") as file:
+            file.write(json.dumps({str(k): v for k, v in unreadable.items()}))
+            file.flush()
+            os.fsync(file.fileno())  # a name without its content counts for nothing
         os.replace(temporary, self._done(number))
 
     def read(self) -> Stored:
         """All embeddings, memory-mapped.
 
         Raises:
-          ValueError: parts are missing.
+          ValueError: parts are missing, or a file is damaged.
         """
         missing = sum(1 for _ in self.missing())
         if missing:
             raise ValueError(f"{self._folder}: {missing} parts are not computed yet")
         unreadable: dict[int, str] = {}
-        for file in sorted((self._folder / DONE).glob("*.json")):
-            found = json.loads(file.read_text())
-            unreadable |= {int(row): reason for row, reason in found.items()}
+        for number in range(-(-self._meta["rows"] // self._meta["part_images"])):
+            unreadable |= self._lost(number) or {}
         ids = tuple(row[0] for row in read_names(self._folder / IDS))
-        views = np.load(self._folder / ARRAY, mmap_mode="r")
-        if len(ids) != len(views):
+        where = self._folder / ARRAY
+        try:
+            views = np.load(where, mmap_mode="r")
+        except Exception as error:  # a damaged header may fail anyhow
+            raise ValueError(f"{where}: damaged ({error!s:.160})") from None
+        shape = tuple(self._meta[key] for key in ("rows", "views", "dimension"))
+        if views.shape != shape or len(ids) != len(views):
             raise ValueError(
-                f"{self._folder}: {len(ids)} ids for {len(views)} embeddings"
+                f"{where}: {list(views.shape)} and {len(ids)} ids, expected "
+                f"{list(shape)}"
             )
         network = network_name(self._meta.get("weights"), views.shape[1] == 2)
         return Stored(views, ids, unreadable, network)
+
+    def _lost(self, number: int) -> dict[int, str] | None:
+        """Unreadable rows of a part; None where it is not done, or nobody can tell."""
+        try:
+            found = json.loads(self._done(number).read_text())
+            return {int(row): str(why) for row, why in found.items()}
+        except (OSError, ValueError, AttributeError, RecursionError):
+            return None
 
     def _done(self, number: int) -> Path:
         return self._folder / DONE / f"{number:05d}.json"

@@ -208,6 +208,8 @@ def _array(name: str, value: Any) -> np.ndarray:
         raise ValueError(
             f"state_dict: {name[:80]!r} is a {_kind(value)}, expected a tensor"
         )
+    if value.dtype.kind != "f" and not name.endswith("num_batches_tracked"):
+        raise ValueError(f"state_dict: {name[:80]!r} is {value.dtype}, expected floats")
     return value
 
 
@@ -238,6 +240,8 @@ def _prototypes(head: Any, dim: int, columns: bool) -> np.ndarray | None:
             f"head: prototypes are {list(head.shape)}, expected [C, {dim}] or "
             f"[{dim}, C]"
         )
+    if head.dtype.kind != "f" or not np.isfinite(head).all():
+        raise ValueError("head: prototypes that are no finite numbers")
     if head.shape[0] != head.shape[1]:
         columns = head.shape[0] == dim
     return head.T if columns else head
