@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 import hyperface_jax
-from hyperface_jax import geometry
+from hyperface_jax import geometry, margins
 
 README = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs" / "library.md").read_text()
@@ -74,8 +74,15 @@ def test_each_block_of_the_docs_trains_as_printed(section, prototypes):
         assert abs(names["memory"]["norm_mean"] - 20) > 0.1  # it moved from its start
 
 
+def test_the_margin_of_the_docs_is_a_loss(monkeypatch):
+    monkeypatch.setitem(margins.MARGINS, "steep", None)  # taken out afterwards
+    names = run(BLOCKS["A margin of your own"])
+    assert names["loss"].shape == (4,)
+    assert jnp.isfinite(names["loss"]).all()
+
+
 def test_no_block_of_the_docs_is_left_out():
-    assert len(BLOCKS) == PAGE.count("```python") == 4
+    assert len(BLOCKS) == PAGE.count("```python") == 5
 
 
 @pytest.mark.parametrize(
