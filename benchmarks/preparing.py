@@ -4,7 +4,7 @@
 
 The bare loop reads the same records, serialises them with TFDS's own serializer and
 writes them with array_record, in one process, without checks, lists, or hashes. Ours
-runs with one worker, so that both have one core; then with two. Peak memory is the
+runs in one process, too; then with two workers. Peak memory is the
 largest process; it is measured at a tenth of the size, too.
 """
 

@@ -2,7 +2,7 @@
 
     python benchmarks/stability.py --data synth --out runs/stability
     python benchmarks/stability.py --data lfw --lfw lfw.tar --out runs/stability
-    python benchmarks/stability_report.py --out runs/stability
+    python benchmarks/stability_report.py runs/stability/synth_plain.jsonl
 
 Trains {SphereFace 2017 with annealing, SphereFace (v0), SphereFace-R v1, v2} x
 {gradient detached or not} x {NFN, HFN, SFN} x m x 3 seeds with one budget, and NormFace

@@ -16,9 +16,9 @@ VARIANTS = {"v0": "sphereface", "v1": "sphereface_r_v1", "v2": "sphereface_r_v2"
 DATASETS = {"vggface2": "vggface2", "casia": "casia_webface", "ms1m": "ms1m"}
 
 # Steps at which the learning rate falls by 10; the last is the end of the run.
-# vggface2: published with the recipe. casia: ours, the same number of epochs (about
-# 12 a stage would be 40k x 512 images of 3.1 M) would underfit .49 M images, so 30
-# epochs in all. ms1m: OpenSphere's for its SphereFace on IResNet-100.
+# vggface2: published with the recipe. casia: ours; as many epochs as vggface2 has (70k
+# x 512 of 3.1 M images, about 12) would underfit .49 M images, so 29. ms1m:
+# OpenSphere's for its SphereFace on IResNet-100.
 MILESTONES = {
     "vggface2": (40_000, 60_000, 70_000),
     "casia": (16_000, 24_000, 28_000),
@@ -37,12 +37,14 @@ def get_config(arg: str | None = None):
     combination, data=vggface2,backbone=sfnet20,variant=v2,norm=hfn with s = 60,
     m = 1.4, lw = 50. Every other combination here is not published. Ours are chosen so:
 
-    - HFN of v0 and v1: s = 30, m = 1.5, the defaults of the official code.
+    - v0 with HFN: s = 30, m = 1.5, the defaults of the official code; so is v1's s.
     - v1, NFN and SFN start with m = 1 and rise in stairs of .1 to 1.4: the official
       code has such a schedule (its default steps are empty, so m stays 1 there), and a
-      margin from the first step is what makes SphereFace hard to train. On the laptop
-      NFN and SFN have a ramp from 1 instead: without it no length survives.
+      margin from the first step is what makes SphereFace hard to train.
     - SFN: s = 30, t = .01, lw = 50 and NFN: lw = 1, the defaults of the official code.
+
+    On the laptop s is automatic, m = 1.4, lw = 30 (NFN: 1); NFN and SFN have a ramp
+    from 1, without which no length survives, HFN has the whole margin from the start.
 
     Args:
       arg: "data=...,variant=...,norm=...,backbone=...".

@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("--group_fmr", type=float, default=1e-3, help="sets the one threshold of all")
     add("--distractors", default="", metavar="FILE", help="embeddings of strangers")
     add("--hardest", type=int, default=0, help="pairs to show as pictures")
+    add("--checkpoint", default="", choices=["", "last", "best"], help="of a run")
     add("--batch_size", type=int, default=256, help="of a model; a run has its own")
     add("--threads", type=int, default=2, help="that decode, likewise")
     add("--part", default="", metavar="I/N", help="only embed part I of N, from 1")
@@ -130,7 +131,7 @@ def _with_network(
     names: list[str],
 ) -> list[ProtocolResult]:
     """With the network of a run, or a converted model."""
-    opened = _open_model(a) if _is_model(a.workdir) else _open_run(a.workdir)
+    opened = _open_model(a) if _is_model(a.workdir) else _open_run(a)
     tests = tests or opened.tests
     if not tests:
         raise ValueError(f"--set missing: {a.workdir} is a model without data")
@@ -175,8 +176,10 @@ def _is_model(folder: str) -> bool:
     return (workdir.absolute(folder) / model.DESCRIPTION).exists()
 
 
-def _open_run(path: str) -> _Opened:
-    run, state, folder, best_step = run_evaluation.open_workdir(None, path)
+def _open_run(a: argparse.Namespace) -> _Opened:
+    run, state, folder, best_step = run_evaluation.open_workdir(
+        None, a.workdir, checkpoint=a.checkpoint
+    )
 
     def report(out: epath.Path, results: list[ProtocolResult]) -> None:
         run_evaluation.report_run(run, state, out, results, best_step=best_step)

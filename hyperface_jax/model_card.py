@@ -1,7 +1,8 @@
 """Model cards: what a network is, what it was trained on, what its scores are worth.
 
-A card is a plain dict, written as `model_card.json` and `model_card.md` beside every
-workdir's checkpoints, converted model and export. What is not known says so.
+A card is a plain dict, written as `model_card.json` and `model_card.md` into every
+model folder and the workdir of a finished run, and beside an export. What is not known
+says so.
 """
 
 from collections.abc import Mapping

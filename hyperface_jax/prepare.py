@@ -98,6 +98,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists already; delete it to prepare it anew")
     if a.beam_runner:
+        _check_beam(a)
         builders.prepare_with_beam(
             a.name,
             builders.FacesConfig(
@@ -136,6 +137,20 @@ def prepare(arguments: argparse.Namespace) -> None:
             origin=_origin(a),
         ),
     )
+
+
+def _check_beam(a: argparse.Namespace) -> None:
+    """Refuses what TFDS's own way of writing has no place for."""
+    defaults = parser()
+    kept = ("source", "name", "config", "data_dir", "verify", "images_per_shard")
+    for key, value in vars(a).items():
+        if key in (*kept, "beam_runner", "workers"):
+            continue
+        if value != defaults.get_default(key):
+            raise ValueError(
+                f"--{key} is {value!r} with --beam_runner, expected none: it writes "
+                "all images of a source as they are"
+            )
 
 
 def _origin(a: argparse.Namespace) -> str:

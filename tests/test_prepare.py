@@ -196,6 +196,17 @@ def test_pairs_follow_their_images_through_rejections(tmp_path):
         run("--source", source, "--data_dir", tmp_path / "b", "--pairs", pairs)
 
 
+def test_beam_refuses_what_it_would_ignore(tmp_path):
+    source = toy.write_folder(tmp_path / "source", people=2)
+    for option in ("--exclude=x.tsv", "--pairs=README.md", "--licence=MIT"):
+        name = option.partition("=")[0]
+        with pytest.raises(ValueError, match=f"{name} is .* with --beam_runner"):
+            run(
+                *("--source", source, "--data_dir", tmp_path),
+                *("--beam_runner", "DirectRunner", option),
+            )
+
+
 def test_pairs_of_other_images_are_noticed_before_the_work(tmp_path):
     source = toy.write_folder(tmp_path / "source")
     pairs = tmp_path / "pairs.txt"

@@ -198,6 +198,12 @@ def test_the_best_checkpoint_is_kept_and_evaluated(faces, tmp_path, caplog):
     found = json.loads((tmp_path / workdir.RESULTS).read_text())
     assert found["step"] == best
     assert found["metrics"][key] == pytest.approx(scores[best], abs=1e-6)
+    for checkpoint, step in (("best", best), ("last", 6)):
+        arguments = ("--workdir", tmp_path, "--checkpoint", checkpoint)
+        out = ("--out", tmp_path / checkpoint, "--protocols", "verification")
+        p = evaluate.parser().parse_args([*map(str, (*arguments, *out))])
+        (result,) = evaluate.evaluate_files(p)
+        assert result.metrics["kfold_accuracy"] == pytest.approx(scores[step], abs=1e-6)
 
 
 def test_a_best_metric_that_nobody_measures_is_said(faces, tmp_path, caplog):
@@ -210,6 +216,20 @@ def test_a_best_metric_that_nobody_measures_is_said(faces, tmp_path, caplog):
         config.eval.checkpoint = "best"
     with pytest.raises(ValueError, match=r"eval.checkpoint is 'best', but no check"):
         run_evaluation.evaluate_workdir(config.lock(), tmp_path)
+
+
+def test_an_unreadable_image_of_a_tested_person_ends_nothing(faces, tmp_path):
+    shutil.copytree(faces / "images", tmp_path / "images")
+    bad = tmp_path / "images" / "Person_00" / "Person_00_0005.jpg"  # in no pair
+    bad.write_bytes(b"junk")
+    config = small_config(faces, train__steps=1, log__best_metric="")
+    with config.unlocked():
+        config.data.name, config.data.path = "faces", str(tmp_path / "images")
+    train.train_and_evaluate(config.lock(), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / workdir.RESULTS).read_text())
+    counts = {row["name"]: row["counts"] for row in found["protocols"]}
+    assert counts["open_set"]["unreadable_images"] == 1
+    assert counts["open_set"]["genuine_pairs"] == 11 * 15 + 10
 
 
 def test_another_config_in_the_same_workdir_is_refused(faces, finished):

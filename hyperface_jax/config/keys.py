@@ -172,7 +172,7 @@ def default_config() -> Config:
     c.eval.bootstrap = 1000  # draws of subjects for intervals at the end; 0: none
     c.eval.groups = ""  # lines "id,group": error rates by group at one threshold
     c.eval.group_fmr = 1e-3  # false match rate of all that sets that threshold
-    c.eval.distractors = ""  # embeddings of strangers, .npy [X, D]
+    c.eval.distractors = ""  # embeddings of strangers: a file of `embed`, .npy
     c.eval.batch_size = 256
     c.eval.flip = True  # add the embedding of the mirror image
     c.eval.jitter = 0.0  # add those of shifts by this share of the side, and of zooms

@@ -100,8 +100,7 @@ def decode_rgb(data: bytes) -> np.ndarray:
         raise BadImageError("0 bytes")
     if data[:2] == b"\xff\xd8":
         try:
-            if len(data) < 1 << 24:  # a larger file may hold what it promises
-                _check_pixels(*map(int, simplejpeg.decode_jpeg_header(data)[:2]))
+            _check_pixels(*map(int, simplejpeg.decode_jpeg_header(data)[:2]))
             # Releases the GIL and takes less than half of Pillow's time.
             return simplejpeg.decode_jpeg(data, "RGB")
         except BadImageError:

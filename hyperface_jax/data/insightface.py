@@ -109,6 +109,11 @@ def open_insightface(path: epath.PathLike) -> FaceSet:
     usable = labels >= 0
     if not usable.any():
         raise ValueError(f"{folder}: none of {len(labels)} records has a usable label")
+    if rejected:
+        log.warning(
+            "%s: %d of %d records have no usable label, left out (first key %s: %s)",
+            *(folder, len(rejected), len(labels), *next(iter(rejected.items()))),
+        )
     count = _num_classes(folder, labels)
     faces = FaceSet(
         name=folder.name,

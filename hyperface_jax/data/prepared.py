@@ -5,6 +5,8 @@ Beside what TFDS writes (dataset_info.json, features.json, shards) lie
     labels.npy       int32 [N], label of each record in the order of the shards
     identities.txt   name of each label, one a line
     rejected.tsv     id, reason
+    duplicates.tsv   images with equal bytes, as a list for --exclude
+    metadata.json    fingerprint; pairs, gallery and probes as rows
     card.md          what is in it, for people
 
 A folder without labels.npy and without counts in its metadata (TFDS's own, Beam's) is

@@ -1,8 +1,8 @@
 """Reading pickles of other people without running their code.
 
 A pickle is a program: it may import and call anything. This reader builds lists,
-tuples, bytes, strings and numbers, and knows six names of NumPy's, for which it has
-stand-ins of its own. Whatever else a pickle names is refused before it is imported.
+tuples, bytes, strings and numbers, and knows six names (five of NumPy's), for which it
+has stand-ins of its own. Whatever else a pickle names is refused before it is imported.
 """
 
 import io

@@ -173,7 +173,7 @@ def read_conditions(config: str, data_dir: str, split: str) -> np.ndarray:
 
 
 def metadata(config: SynthFacesConfig) -> dict[str, Any]:
-    """People, image counts, pairs, gallery and probes: see `datasets.open_split`."""
+    """People, image counts, pairs, gallery and probes: see `prepared.open_split`."""
     c = config
     labels = np.repeat(np.arange(c.test_identities), c.test_images)
     verification = pairs.random_pairs(

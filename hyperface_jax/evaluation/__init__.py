@@ -1,6 +1,6 @@
 """Evaluation: embeddings in, numbers with a stated definition out.
 
-Metrics, of NumPy arrays alone; they know nothing of models or devices:
+Metrics, of arrays alone; they know nothing of models (nearest uses JAX):
 
     similarity       cosines of embeddings, for few pairs and for millions
     verification     1:1: k-fold accuracy, a threshold chosen elsewhere
@@ -17,7 +17,8 @@ Metrics, of NumPy arrays alone; they know nothing of models or devices:
 From images to these:
 
     embedder         a network with its weights: images -> embeddings (forward: jitted)
-    embedded         a test set with its embeddings; stored: kept in a folder
+    embedded         a test set with its embeddings
+    stored           embeddings kept in a folder; embedding_files: in one file
     test_sets        opens a test set by what a command line says
     protocols        the protocols by name; results: what they return
 """

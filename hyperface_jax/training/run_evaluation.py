@@ -134,7 +134,7 @@ def report_run(
 
 
 def open_workdir(
-    config: Any | None, path: epath.PathLike
+    config: Any | None, path: epath.PathLike, *, checkpoint: str = ""
 ) -> tuple[Experiment, TrainState, epath.Path, int | None]:
     """Experiment, newest state, folder and best step of a workdir.
 
@@ -142,6 +142,7 @@ def open_workdir(
       config: takes the keys that do not change the mathematics (evaluation, report,
         paths) from here, or None to repeat those of the run.
       path: the workdir.
+      checkpoint: "last" or "best"; "" takes the config's `eval.checkpoint`.
     """
     folder = workdir.absolute(path)
     if not (folder / workdir.CONFIG).exists():
@@ -162,7 +163,7 @@ def open_workdir(
     ) as checkpoints:
         best_step = checkpoints.best_step
         step = None
-        if run.config.eval.checkpoint == "best":
+        if (checkpoint or run.config.eval.checkpoint) == "best":
             if best_step is None:
                 raise ValueError(
                     f"eval.checkpoint is 'best', but no checkpoint in {folder} has the "
