@@ -18,7 +18,7 @@ from hyperface_jax.evaluation import embedding_files
 from hyperface_jax.training import metric_writer, run_evaluation, train
 from hyperface_jax.training.checkpoint import FOLDER
 
-pytestmark = pytest.mark.core
+core = pytest.mark.core  # checkpoints and one run from end to end
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,7 @@ def test_a_run_leaves_everything(finished):
     assert not list(folder.glob("*.tmp"))
 
 
+@core
 def test_k_steps_restart_k_steps_equals_2k_steps(faces, finished, tmp_path, caplog):
     whole, _ = finished
     train.train_and_evaluate(small_config(faces, train__steps=3), tmp_path)
@@ -288,6 +289,7 @@ def test_a_truncated_checkpoint_is_one_line(faces, finished, tmp_path):
         train.train_and_evaluate(small_config(faces), copy)
 
 
+@core
 def test_a_checkpoint_of_another_network_names_the_array(faces, finished, tmp_path):
     copy, _ = damaged_copy(finished, tmp_path)
     (copy / workdir.CONFIG).unlink()
@@ -295,6 +297,7 @@ def test_a_checkpoint_of_another_network_names_the_array(faces, finished, tmp_pa
         train.train_and_evaluate(small_config(faces, backbone__embedding_dim=24), copy)
 
 
+@core
 def test_a_non_finite_loss_stops_the_run_and_leaves_no_nan(faces, tmp_path):
     config = small_config(faces, learning_rate__peak=1e30, train__steps=20)
     with pytest.raises(train.NonFiniteError, match="not finite at step") as error:
@@ -316,6 +319,7 @@ def test_batch_must_divide_over_the_devices(faces, tmp_path):
         train.train_and_evaluate(small_config(faces, train__batch_size=18), tmp_path)
 
 
+@core
 def test_it_learns(faces, tmp_path):
     """SphereFace-R tells apart people whom it has never seen."""
     config = small_config(
