@@ -48,10 +48,13 @@ BASELINE_ARGS = [
     + [("sfr", a) for a in SFR_ARGS]
     + [("baselines", a) for a in BASELINE_ARGS],
 )
-def test_every_config_is_valid(file, arg):
+def test_every_config_is_valid_and_survives_its_workdir(file, arg, tmp_path):
     c = resolved(load_file(file).get_config(arg))
     assert c.train.steps > 0
     assert isinstance(c.head.scale, float)
+    workdir.write_json(tmp_path / "config.json", {"config": c.to_dict()})
+    again = config_lib.load(tmp_path / "config.json")
+    assert config_lib.flatten(again) == config_lib.flatten(c)
 
 
 @pytest.mark.filterwarnings("ignore:head.scale is")

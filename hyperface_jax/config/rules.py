@@ -9,7 +9,7 @@ from etils import epath
 
 from hyperface_jax import adaptive, catalogue, family, margins, schedules
 from hyperface_jax.config.keys import Config, default_config, flatten, section
-from hyperface_jax.config.validation import member_of, parse_scale, validate
+from hyperface_jax.config.validation import check_values, member_of, parse_scale
 
 # What may differ when a run is resumed. Everything else changes the mathematics.
 _RUNTIME = (
@@ -157,7 +157,7 @@ def load(path: epath.PathLike) -> Config:
                         _set(config[name], key, value)
                 else:
                     config[name] = content
-        validate(config)
+        check_values(config)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: damaged config ({why:.160})") from None

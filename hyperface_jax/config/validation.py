@@ -102,6 +102,22 @@ def validate(config: Config) -> None:
     Raises:
       ValueError: one line with the key, what was found and what was expected.
     """
+    check_values(config)
+    if config.learning_rate.milestones and config.learning_rate.milestone_epochs:
+        raise ValueError(
+            f"learning_rate.milestones is {config.learning_rate.milestones} and "
+            f"milestone_epochs {config.learning_rate.milestone_epochs}, expected one"
+        )
+    if (config.train.steps > 0) == (config.train.epochs > 0):
+        raise ValueError(
+            f"train.steps is {config.train.steps} and train.epochs is "
+            f"{config.train.epochs}, expected exactly one of them to be positive"
+        )
+    _warn_of_unused_constants(config)
+
+
+def check_values(config: Config) -> None:
+    """Likewise, of a resolved config, which has steps *and* epochs."""
     flat = flatten(config)
     losses = {"head.loss": catalogue.loss_names()}  # also those added since import
     for key, legal in (_CHOICES | losses).items():
@@ -118,20 +134,9 @@ def validate(config: Config) -> None:
             raise ValueError(f"{key} is {flat[key]}, expected 0 <= value < 1")
     check_input(config.backbone.color_order, config.backbone.value_range)
     _check_margin(config)
-    _warn_of_unused_constants(config)
-    if config.learning_rate.milestones and config.learning_rate.milestone_epochs:
-        raise ValueError(
-            f"learning_rate.milestones is {config.learning_rate.milestones} and "
-            f"milestone_epochs {config.learning_rate.milestone_epochs}, expected one"
-        )
     if config.data.image_size % 16 or config.data.image_size <= 0:
         raise ValueError(
             f"data.image_size is {config.data.image_size}, expected a multiple of 16"
-        )
-    if (config.train.steps > 0) == (config.train.epochs > 0):
-        raise ValueError(
-            f"train.steps is {config.train.steps} and train.epochs is "
-            f"{config.train.epochs}, expected exactly one of them to be positive"
         )
     group = config.backbone.batch_norm_group
     at_once = config.train.batch_size // config.train.accumulate
