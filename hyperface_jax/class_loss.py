@@ -129,12 +129,22 @@ def dense(
       ValueError: the shapes do not fit, or labels are no integers.
     """
     check_shapes(embeddings, labels, prototypes)
+    labels = wide(labels)
     examples = loss.prepare(embeddings)
     ids = jnp.arange(prototypes.shape[0], dtype=labels.dtype)
     is_target = labels[:, None] == ids[None, :]
     sums = loss.sums(examples, prototypes, None, is_target, class_mask)
     values, aux = loss.finish(examples, sums)
-    return nan_where_unknown(values, labels, len(prototypes)), aux
+    values = nan_where_unknown(values, labels, len(prototypes))
+    if class_mask is not None:
+        place = jnp.clip(labels, 0, len(prototypes) - 1)
+        values = jnp.where(class_mask[place], values, jnp.nan)
+    return values, aux
+
+
+def wide(labels: Int[Array, " B"]) -> Int[Array, " B"]:
+    """At least int32: 300 classes do not fit the bytes that labels may come in."""
+    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
 
 
 def nan_where_unknown(

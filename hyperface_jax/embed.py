@@ -23,7 +23,7 @@ from typing import Any
 from hyperface_jax import command_line, model
 from hyperface_jax.data import decode, loose_images
 from hyperface_jax.data.face_set import FaceSet
-from hyperface_jax.data.records import BadRecordError, each_id
+from hyperface_jax.data.records import BadRecordError
 from hyperface_jax.evaluation import embedding_files, parquet
 from hyperface_jax.evaluation.embedder import first_size
 
@@ -78,7 +78,7 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
     made = model.load(a.model, a.checkpoint)
     faces = loose_images.open_any(a.source, lines)
     if out.suffix == ".parquet":
-        parquet.check_ids(out, [id_ for _, id_ in each_id(faces.source)])
+        parquet.check_ids(out, getattr(faces.source, "ids", ()))
     if not a.resize:
         _check_first(faces, made.image_size)
     folder = out.with_name(out.name + ".parts") if single else out

@@ -135,7 +135,8 @@ def _with_network(
     tests = tests or opened.tests
     if not tests:
         raise ValueError(f"--set missing: {a.workdir} is a model without data")
-    out = workdir.create(a.out or opened.folder / "evaluation")
+    best = "_best" if a.checkpoint == "best" else ""
+    out = workdir.create(a.out or opened.folder / f"evaluation{best}")
     paths = a.embeddings or [str(out / "embeddings" / test.name) for test in tests]
     embedder = opened.embedder
     if a.part:
@@ -190,6 +191,11 @@ def _open_run(a: argparse.Namespace) -> _Opened:
 
 def _open_model(a: argparse.Namespace) -> _Opened:
     """What is measured goes into the model's card, too."""
+    if a.checkpoint:
+        raise ValueError(
+            f"--checkpoint is {a.checkpoint!r} with {a.workdir}, expected none: it is "
+            "a model, which has one"
+        )
     made = model.load(a.workdir)
     folder = workdir.absolute(a.workdir)
     embedder = made.embedder(batch_size=a.batch_size, threads=a.threads)

@@ -83,8 +83,7 @@ class Model:
         """For sets of images; options as `embedder.of_network`."""
         return of_network(
             self.backbone,
-            self.params,
-            self.batch_stats,
+            *(self.params, self.batch_stats),
             fingerprint=lambda: self.fingerprint,
             image_size=self.image_size,
             **options,
@@ -220,6 +219,7 @@ def _read_weights(path: epath.Path) -> dict[str, np.ndarray]:
         for member in archive.infolist():
             if member.file_size > member.compress_size:
                 raise ValueError(f"{member.filename} is compressed, expected plain")
+        file.seek(0)  # else NumPy takes a large archive's end for its beginning
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
 

@@ -160,7 +160,7 @@ def thresholds(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
                 continue
             found.append(
                 {
-                    "cosine": value,
+                    "cosine": min(max(value, -1.0), 1.0),  # of rounding
                     "far": float(key.removeprefix("threshold@far=")),
                     "impostor_pairs": impostors,
                     "compares": "templates"
@@ -204,7 +204,9 @@ def _check(card: Mapping[str, Any]) -> None:
         card[part].items()
     for row in card["thresholds"]:
         where, _ = row["calibrated_on"], row["mirror_image_added"]
-        if not (isinstance(where, str) and -1 <= row["cosine"] <= 1 and row["far"] > 0):
+        if not (
+            isinstance(where, str) and -1 <= row["cosine"] <= 1 and row["far"] >= 0
+        ):
             raise ValueError(f"threshold {row}")
     markdown(card)
 
@@ -272,7 +274,7 @@ def _words(key: str) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{_words(k)} {v}" for k, v in value.items() if v)
+        return ", ".join(f"{_words(k)} {v}" for k, v in value.items() if v != "")
     if isinstance(value, list | tuple):
         return " to ".join(f"{v:g}" for v in value)
     return str(value)

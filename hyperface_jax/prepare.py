@@ -117,7 +117,7 @@ def prepare(arguments: argparse.Namespace) -> None:
             for p in a.source
         ]
     )
-    if a.pairs:
+    if a.pairs and getattr(faces.source, "ids", None) is not None:
         pairs.read_lfw_pairs(a.pairs, ids_of(faces.source))  # errors before the work
     if a.exclude:
         faces = edits.exclude(faces, edits.read_all_exclusions(a.exclude))

@@ -23,6 +23,7 @@ from hyperface_jax.class_loss import (
     Examples,
     check_shapes,
     nan_where_unknown,
+    wide,
 )
 from hyperface_jax.class_rows import ClassRows, rows_on_device
 from hyperface_jax.class_sums import ClassSums
@@ -103,6 +104,7 @@ def evaluate(
       ValueError: the shapes do not fit, labels are no integers, `chunk` is negative.
     """
     check_shapes(embeddings, labels, prototypes)
+    labels = wide(labels)
 
     def local(context, embeddings, labels, prototypes, ids, given):
         loss = loss_of(context)

@@ -544,3 +544,9 @@ def test_mutated_files_of_embeddings_are_read_or_refused(tmp_path, rng):
                     functools.partial(embedding_files.open_embeddings, path)
                 )
                 assert not refusal or str(path) in refusal
+
+
+def test_what_others_call_unreadable_is_theirs(tmp_path, rng):
+    views = rng.normal(size=(5, 8)).astype(np.float32)
+    np.savez(tmp_path / "e.npz", embeddings=views, unreadable=np.array([3]))
+    assert embedding_files.open_embeddings(tmp_path / "e.npz").unreadable == {}

@@ -439,6 +439,18 @@ def test_a_label_of_no_class_makes_its_loss_nan(name):
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("classes", [128, 300])
+def test_labels_may_be_as_narrow_as_they_like(classes):
+    rng = np.random.default_rng(0)
+    x, w = jnp.asarray(rng.normal(size=(5, 8))), rng.normal(size=(classes, 8))
+    labels, margin = np.array([0, 1, 7, 43, 44]), schedules.constant(0.2)
+    head = Head("cosface", classes, margin, prototype_norm="differentiate")
+    expected, _ = head(x, jnp.asarray(labels), jnp.asarray(w), 0)
+    found, _ = head(x, jnp.asarray(labels, jnp.int8), jnp.asarray(w), 0)
+    np.testing.assert_array_equal(found, expected)
+    assert np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("norm", ["hfn", "sfn"])
 def test_a_scale_of_0_is_refused(norm):
     with pytest.raises(ValueError, match=r"scale is 0.0, expected a number > 0"):

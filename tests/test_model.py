@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +122,11 @@ def test_a_damaged_folder_is_named(tmp_path):
     fails("weights.npz: cannot be read")
     with np.load(io.BytesIO(data)) as arrays:
         weights = dict(arrays)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zipfile, "ZIP64_LIMIT", 2000)  # as if it had gigabytes
+        np.savez(folder / model.WEIGHTS, **weights)
+    assert b"PK\x06\x06" in (folder / model.WEIGHTS).read_bytes()
+    assert model.load(folder).network
     np.savez_compressed(folder / model.WEIGHTS, **weights)
     fails("weights.npz: .* is compressed, expected plain")
     name = next(name for name in weights if name.endswith("/var"))
@@ -133,6 +139,11 @@ def test_a_damaged_folder_is_named(tmp_path):
         assert not refusal or str(folder) in refusal
     (folder / model.WEIGHTS).write_bytes(data)
     card = json.loads((folder / model_card.JSON).read_text())
+    measured = {"name": "verification", "test_set": "x", "counts": {}}
+    measured["metrics"] = {"threshold@far=1e-3": 1.0000000000000004}
+    card |= {"thresholds": model_card.thresholds({"protocols": [measured]})}
+    (folder / model_card.JSON).write_text(json.dumps(card))
+    assert model.load(folder).card["thresholds"][0]["cosine"] == 1
     row = {"cosine": 0.5, "far": 0.1, "calibrated_on": "x", "impostor_pairs": 9}
     for broken in (None, "x", [row], [row | {"far": None}], [[]]):
         (folder / model_card.JSON).write_text(json.dumps(card | {"thresholds": broken}))
@@ -164,6 +175,19 @@ def test_a_config_that_somebody_changed_is_one_line(run, tmp_path, change):
     with pytest.raises(ValueError, match=r"config\.json") as error:
         model.load(copy)
     assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_has_no_name_here_keeps_its_network(run, tmp_path):
+    """A margin of the user's own was trained with, in another process."""
+    work, _ = run
+    copy = tmp_path / "copy"
+    shutil.copytree(work, copy)
+    facts = json.loads((copy / "config.json").read_text())
+    facts["config"]["head"]["loss"] = "steep"
+    (copy / "config.json").write_text(json.dumps(facts))
+    assert model.load(copy).card["training"]["loss"] == "steep"
+    with pytest.raises(ValueError, match="loss is 'steep', expected one of"):
+        run_evaluation.evaluate_workdir(None, copy)
 
 
 def test_a_workdir_is_a_model_without_its_data(run, tmp_path):
@@ -308,6 +332,9 @@ def test_embeddings_of_two_networks_are_not_compared(tmp_path):
         with pytest.raises(ValueError, match=r"distractors: made by .*people"):
             evaluate.evaluate_files(p)
     assert not (tmp_path / "report" / "embeddings").exists()
+    config = small_config(tmp_path, eval__distractors=str(tmp_path / "e_b.npz"))
+    with pytest.raises(ValueError, match=r"e_b.npz: made by network .* training will"):
+        train.train_and_evaluate(config, tmp_path / "run")
 
 
 def test_a_model_without_its_card_has_a_poor_one(tmp_path):

@@ -428,8 +428,33 @@ def test_tars_with_links_and_tars_that_are_cut_off(tmp_path):
     with tarfile.open(tmp_path / "b.tar", "w") as archive:
         for root in ("one", "two"):
             archive.add(folder / "Person_00", arcname=f"{root}/Person_00")
-    with pytest.raises(ValueError, match=r"_0001\.jpg is in it twice"):
+    with pytest.raises(ValueError, match=r"one/.* and two/.*_000\d.jpg have one"):
         sources.open_path(str(tmp_path / "b.tar"))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 20, 64, 126, 512, 2048])
+def test_tars_of_any_blocking(tmp_path, blocks):
+    folder = toy.write_folder(tmp_path / "people", people=2, images=2)
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(folder, arcname="people")
+    data = path.read_bytes().rstrip(b"\0")
+    end = -(-len(data) // 512) * 512 + 1024
+    path.write_bytes(data.ljust(-(-end // (512 * blocks)) * 512 * blocks, b"\0"))
+    assert len(sources.open_path(str(path))) == 4
+
+
+def test_of_two_members_with_one_path_the_last_counts(tmp_path):
+    """As `tar -u` leaves them."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for number in (0, 1):
+            data = toy.jpeg(toy.person_image(number, 0))
+            info = tarfile.TarInfo("P/1.jpg")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    (record,) = sources.open_path(str(path)).read([0])
+    assert record["image"] == toy.jpeg(toy.person_image(1, 0))
 
 
 def test_a_tar_whose_end_was_never_written_is_no_smaller_set(tmp_path):
@@ -590,7 +615,9 @@ def test_links_to_folders_are_followed_once(tmp_path):
     root = toy.write_folder(tmp_path / "faces", people=1, images=2)
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "circle").symlink_to(root)
-    assert len(loose_images.open_any(str(root))) == 5
+    found = loose_images.open_any(str(root)).source.ids
+    assert len(found) == 5
+    assert "Person_00/Person_00_0001" in found
 
 
 @pytest.mark.parametrize("protocol", range(6))

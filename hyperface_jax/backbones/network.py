@@ -1,6 +1,7 @@
 """What the networks have in common: settings, and what they say about themselves."""
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -71,6 +72,6 @@ def check_input(color_order: str, value_range: tuple[float, float]) -> None:
         raise ValueError(
             f"color_order is {color_order!r}, expected one of {', '.join(COLOR_ORDERS)}"
         )
-    numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in value_range)
-    if len(value_range) != 2 or not numbers or not value_range[0] < value_range[1]:
+    finite = all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value_range)
+    if len(value_range) != 2 or not finite or not value_range[0] < value_range[1]:
         raise ValueError(f"value_range is {value_range}, expected (low, high)")

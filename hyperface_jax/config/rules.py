@@ -9,7 +9,7 @@ from etils import epath
 
 from hyperface_jax import adaptive, catalogue, family, margins, schedules
 from hyperface_jax.config.keys import Config, default_config, flatten, section
-from hyperface_jax.config.validation import check_values, member_of, parse_scale
+from hyperface_jax.config.validation import member_of, parse_scale
 
 # What may differ when a run is resumed. Everything else changes the mathematics.
 _RUNTIME = (
@@ -157,11 +157,30 @@ def load(path: epath.PathLike) -> Config:
                         _set(config[name], key, value)
                 else:
                     config[name] = content
-        check_values(config)
+        _check_types(config)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: damaged config ({why:.160})") from None
     return config.lock()
+
+
+def _check_types(config: Config) -> None:
+    """Raises a ValueError where a value is of another kind than the default's.
+
+    Whether it is a legal one is asked where it is used: a loss of somebody's own has no
+    name here, and its network can be read nevertheless.
+    """
+    found = flatten(config)
+    for key, default in flatten(default_config()).items():
+        kind: Any = (tuple, list)
+        if isinstance(default, bool):
+            kind = bool
+        elif isinstance(default, int | float):
+            kind = (int, float)
+        elif isinstance(default, str):
+            kind = (str, int, float)  # "auto" has become a number
+        if not isinstance(found.get(key), kind):
+            raise ValueError(f"{key} is {found.get(key)!r}")
 
 
 def _set(part: Config, key: str, value: Any) -> None:

@@ -102,7 +102,7 @@ def validate(config: Config) -> None:
     Raises:
       ValueError: one line with the key, what was found and what was expected.
     """
-    check_values(config)
+    _check_values(config)
     if config.learning_rate.milestones and config.learning_rate.milestone_epochs:
         raise ValueError(
             f"learning_rate.milestones is {config.learning_rate.milestones} and "
@@ -116,8 +116,8 @@ def validate(config: Config) -> None:
     _warn_of_unused_constants(config)
 
 
-def check_values(config: Config) -> None:
-    """Likewise, of a resolved config, which has steps *and* epochs."""
+def _check_values(config: Config) -> None:
+    """Each value on its own."""
     flat = flatten(config)
     losses = {"head.loss": catalogue.loss_names()}  # also those added since import
     for key, legal in (_CHOICES | losses).items():
@@ -132,7 +132,10 @@ def check_values(config: Config) -> None:
     for key in _BELOW_ONE:
         if not 0 <= flat[key] < 1:
             raise ValueError(f"{key} is {flat[key]}, expected 0 <= value < 1")
-    check_input(config.backbone.color_order, config.backbone.value_range)
+    try:
+        check_input(config.backbone.color_order, config.backbone.value_range)
+    except ValueError as error:
+        raise ValueError(f"backbone.{error}") from None
     _check_margin(config)
     if config.data.image_size % 16 or config.data.image_size <= 0:
         raise ValueError(

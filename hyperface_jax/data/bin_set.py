@@ -68,7 +68,10 @@ def read_bin(path: epath.PathLike) -> tuple[list[bytes], np.ndarray]:
             "a uint8 array"
         )
     for at, value in enumerate(is_same):
-        if not isinstance(value, bool | int | np.generic) or value not in (0, 1):
+        if not isinstance(value, bool | int | float | np.generic) or value not in (
+            0,
+            1,
+        ):
             raise ValueError(
                 f"{path}: answer {at} is {_shown(value)}, expected True or False"
             )

@@ -159,7 +159,8 @@ def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> Face
     if (builder.info.metadata or {}).get("source_fingerprint") != faces.fingerprint:
         raise ValueError(
             f"data.path {path}: its files differ from those in the prepared copy "
-            f"{folder}; give another data.config name or delete the copy"
+            f"{folder}, or an older hyperface_jax made it; give another data.config "
+            "name or delete the copy"
         )
     copy = prepared.open_split(builder, "train")
     if not pairs_path:

@@ -2,16 +2,16 @@
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import simplejpeg
+from etils import epath
 
 from hyperface_jax.data import alignment, landmarks
 from hyperface_jax.data.decode import decode_rgb
 from hyperface_jax.data.face_set import fingerprint_of
-from hyperface_jax.data.image_files import SUFFIXES
+from hyperface_jax.data.image_names import SUFFIXES
 from hyperface_jax.data.records import BadRecordError
 
 
@@ -107,7 +107,7 @@ class Aligner:
     @property
     def fingerprint(self) -> str:
         """Of everything that the aligned faces depend on besides the images."""
-        content = Path(self.find.file).read_bytes()
+        content = epath.Path(self.find.file).read_bytes()
         kind = type(self.find).__name__
         return fingerprint_of(kind, content, self.size, self.quality)
 

@@ -12,7 +12,8 @@ import numpy as np
 from etils import epath
 
 from hyperface_jax.data.face_set import FaceSet, fingerprint_of, sample_of
-from hyperface_jax.data.image_files import FolderReader, is_image
+from hyperface_jax.data.image_files import FolderReader
+from hyperface_jax.data.image_names import is_image
 from hyperface_jax.data.records import ImageSource
 
 SUFFIXES = (".lst", ".txt", ".tsv", ".list")

@@ -9,7 +9,7 @@ from etils import epath
 
 from hyperface_jax.data import insightface, prepared, sources
 from hyperface_jax.data.face_set import FaceSet, fingerprint_of, sample_of
-from hyperface_jax.data.image_files import is_image
+from hyperface_jax.data.image_names import is_image
 from hyperface_jax.data.records import ImageSource
 
 
@@ -71,6 +71,8 @@ def _images_below(root: Path) -> Iterator[Path]:
             below.clear()
             continue
         visited.add(real)
+        # One order on every disk; of a folder and a link to it beside it, the folder.
+        below.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         for name in files:
             path = Path(folder, name)
             if is_image(name) and path.is_file():

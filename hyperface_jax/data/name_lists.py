@@ -2,7 +2,8 @@ r"""Text files of names: one row a line, tabs between, any name survives.
 
 A file name may hold a tab, a line break or bytes that are no UTF-8. In a list a tab is
 written \t, a line break \n or \r, a backslash \\; lone surrogates (Python's stand-ins
-for such bytes) as \udc80. Ordinary names look as they are.
+for such bytes) as \udc80, the byte order mark, which editors put first, as \ufeff.
+Ordinary names look as they are.
 """
 
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from etils import epath
 
-_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\ufeff": "\\ufeff"}
 _PLAIN = {written: plain for plain, written in _ESCAPES.items()}
 
 
@@ -28,7 +29,7 @@ def unescape(text: str) -> str:
         code = found[0]
         return _PLAIN[code] if code in _PLAIN else chr(int(code[2:], 16))
 
-    return re.sub(r"\\(?:[\\tnr]|ud[89a-f][0-9a-f]{2})", plain, text)
+    return re.sub(r"\\(?:[\\tnr]|ufeff|ud[89a-f][0-9a-f]{2})", plain, text)
 
 
 def write_names(path: Path | epath.Path, rows: Iterable[Sequence[str]]) -> None:

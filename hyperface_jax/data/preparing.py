@@ -98,6 +98,7 @@ def write_shards(
       ValueError: another preparation is under way there, or nothing passed.
     """
     folder = final.with_name(f"{final.name}.incomplete")
+    how = options.aligner.fingerprint if options.aligner else ""
     count = max(-(-len(faces) // options.images_per_shard), 1)
     _claim(folder, faces, name, options)
     paths = [folder / shard_name(name, k, count) for k in range(count)]
@@ -119,7 +120,7 @@ def write_shards(
         final,
         part_paths,
         list(faces.rejected.items()),
-        options.aligner.fingerprint if options.aligner else "",
+        how,
     )
     rejected, kept = written.rejected, 0
     for part in written.parts():

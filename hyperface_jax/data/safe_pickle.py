@@ -54,6 +54,8 @@ class _Array:
 
 def _frombuffer(buffer: Any, dtype: Any, shape: Any, *_: Any) -> _Array:
     """numpy._core.numeric._frombuffer: an array as protocol 5 writes it."""
+    if not isinstance(buffer, bytes | bytearray):
+        raise ValueError("array without bytes")
     array = _Array()
     array.__setstate__((1, shape, dtype, False, bytes(buffer)))
     return array

@@ -120,13 +120,14 @@ def _open(where: Path) -> Stored:
 
 
 def _with_facts(views: np.ndarray, ids: Any, facts: Mapping[str, Any]) -> Stored:
-    lost = json.loads(facts.get("unreadable", "{}"))
-    network = ""
-    if "model" in facts and "mirror_image_added" in facts:
+    lost, network = {}, ""
+    # Somebody else's file may have an "unreadable" of its own.
+    if isinstance(facts, dict) and {"model", "mirror_image_added"} <= facts.keys():
         network = network_name(facts["model"], facts["mirror_image_added"])
+        lost = json.loads(facts.get("unreadable", "{}"))
     return Stored(
         views[:, None] if views.ndim == 2 else views,
         None if ids is None else tuple(ids),
-        {int(row): str(why) for row, why in lost.items()},
+        {int(row): str(why) for row, why in lost.items() if int(row) < len(views)},
         network,
     )

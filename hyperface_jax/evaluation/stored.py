@@ -152,11 +152,12 @@ class EmbeddingStore:
             made.rename(folder)
         except OSError:
             shutil.rmtree(made)
-            if folder.is_dir() and not (folder / META).exists():
+            is_ours = (folder / META).exists()
+            if folder.is_dir() and any(folder.iterdir()) and not is_ours:
                 raise ValueError(
                     f"{folder}: holds other files, expected a new or an empty folder"
                 ) from None
-            if not (folder / META).exists():
+            if not is_ours:
                 raise
             return cls.create(
                 folder,

@@ -54,6 +54,19 @@ def evaluate_state(
     )
 
 
+def check_distractors(path: str) -> None:
+    """Refuses those of a network that is there already: training makes another.
+
+    Raises:
+      ValueError: the file says which network made it.
+    """
+    if path and (made_by := embedding_files.open_embeddings(path).network):
+        raise ValueError(
+            f"eval.distractors {path}: made by network {made_by}, which training will "
+            "not be; give them to `evaluate` afterwards"
+        )
+
+
 def make_options(
     *, pooling: str, bootstrap: int, groups: str, group_fmr: float, distractors: str
 ) -> Options:
@@ -165,8 +178,9 @@ def open_workdir(
         step = None
         if (checkpoint or run.config.eval.checkpoint) == "best":
             if best_step is None:
+                key = "--checkpoint" if checkpoint else "eval.checkpoint"
                 raise ValueError(
-                    f"eval.checkpoint is 'best', but no checkpoint in {folder} has the "
+                    f"{key} is 'best', but no checkpoint in {folder} has the "
                     f"key log.best_metric = {run.config.log.best_metric!r}"
                 )
             step = best_step
@@ -200,7 +214,7 @@ def _summary(
         "Training": f"{int(state.step)} steps, {c.train.batch_size} images each",
         "Weights evaluated": "moving average"
         if c.eval.use_ema and state.ema
-        else "last step",
+        else f"step {int(state.step)}",
     }
     if best_step is not None:
         facts["Best checkpoint"] = (
