@@ -144,7 +144,7 @@ def dense(
 
 def wide(labels: Int[Array, " B"]) -> Int[Array, " B"]:
     """At least int32: 300 classes do not fit the bytes that labels may come in."""
-    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    return labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
 
 
 def nan_where_unknown(
