@@ -111,7 +111,6 @@ def rows_of(workdir):
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-@pytest.mark.core
 def test_two_processes_are_one_run_and_resume_as_one(faces, tmp_path):
     """Loss, gradients and results; then the last steps on one host alone."""
     one, two = tmp_path / "one", tmp_path / "two"
