@@ -201,8 +201,8 @@ other class j, θ the angle between embedding x and class vector. A loss is a ψ
   cosine, `none` through the margin, `angle` that of ψ and η without a margin (not with
   a trained bias). With `none` and the whole margin from the first step, a small set may
   drive embeddings to the side opposite to their class (`elasticface_arc`, `mv_arc`: the
-  logged `target_angle` goes to 180); let the margin grow (`head.margin_schedule=linear`)
-  or take `cosine` ([benchmarks/RESULTS.md](../benchmarks/RESULTS.md)).
+  logged `target_angle` goes to 180). Then take `cosine`, or let the margin grow, which
+  does for ElasticFace ([benchmarks/RESULTS.md](../benchmarks/RESULTS.md)).
 - `head.norm=nfn` or `sfn`: all but {refused(norm="nfn")}.
 - `head.interclass_filter`: all but {refused(interclass_filter=0.4)}.
 - `head.sample_rate` below 1: all but {refused(rate=0.5)}.
