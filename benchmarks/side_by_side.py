@@ -36,9 +36,7 @@ import jax
 import numpy as np
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import (
-    workdir,
-)
+from hyperface_jax import workdir
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.pairs import Pairs
 from hyperface_jax.evaluation import roc, verification

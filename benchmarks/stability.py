@@ -34,14 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hyperface_jax import (
-    augment,
-    classifier,
-    geometry,
-    margins,
-    optimizer,
-    schedules,
-)
+from hyperface_jax import augment, classifier, geometry, margins, optimizer, schedules
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import Backbone, create_backbone
 from hyperface_jax.data import orders, pipeline

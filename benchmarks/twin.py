@@ -25,9 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import (
-    sharding,
-)
+from hyperface_jax import sharding
 from hyperface_jax.backbones.torch_names import to_flax, to_torch
 from hyperface_jax.evaluation import protocols
 from hyperface_jax.training import experiment, run_evaluation

@@ -24,11 +24,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from hyperface_jax import (
-    command_line,
-    model,
-    workdir,
-)
+from hyperface_jax import command_line, model, workdir
 from hyperface_jax.data import sources
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet

@@ -150,7 +150,7 @@ def _check_free(out: epath.Path, made: model.Model) -> None:
     description = out / model.DESCRIPTION
     if description.exists():
         there = workdir.read_json(description)
-        if not isinstance(there, dict) or there.get("fingerprint") != made.fingerprint:
+        if there.get("fingerprint") != made.fingerprint:
             raise ValueError(
                 f"--out {out}: holds another model, expected its own folder"
             )

@@ -114,14 +114,14 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
 
 def _check_first(faces: FaceSet, size: int) -> None:
     """One line at once instead of a million unreadable images."""
-    if first_size(faces) is None:
-        return  # a damaged image is no reason to refuse the others
     (record,) = faces.read([0])
-    assert not isinstance(record, BadRecordError)
+    if isinstance(record, BadRecordError):
+        return  # a damaged image is no reason to refuse the others
     try:
         decode.check_size(record["image"], size)
-    except BadRecordError as error:
-        raise ValueError(f"{faces.name}, {record['id']}: {error}") from None
+    except decode.BadImageError as error:
+        if first_size(faces) is not None:
+            raise ValueError(f"{faces.name}, {record['id']}: {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

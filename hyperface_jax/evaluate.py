@@ -16,12 +16,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from hyperface_jax import (
-    command_line,
-    model,
-    model_card,
-    workdir,
-)
+from hyperface_jax import command_line, model, model_card, workdir
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.evaluation import embedding_files, protocols, test_sets
 from hyperface_jax.evaluation.embedded import Options, from_stored, needed_rows

@@ -130,8 +130,7 @@ def of_file(path: epath.Path, sha256: str) -> dict[str, Any]:
       ValueError: it is damaged.
     """
     card = read(path.parent, path.stem)
-    network = card.get("network") if isinstance(card, dict) else None
-    fed = network.get("file") if isinstance(network, dict) else None
+    fed = card["network"].get("file") if card else None
     return card if isinstance(fed, dict) and fed.get("sha256") == sha256 else {}
 
 
@@ -204,9 +203,8 @@ def _check(card: Mapping[str, Any]) -> None:
         card[part].items()
     for row in card["thresholds"]:
         where, _ = row["calibrated_on"], row["mirror_image_added"]
-        if not (
-            isinstance(where, str) and -1 <= row["cosine"] <= 1 and row["far"] >= 0
-        ):
+        legal = -1 <= row["cosine"] <= 1 and row["far"] >= 0
+        if not (isinstance(where, str) and legal):
             raise ValueError(f"threshold {row}")
     markdown(card)
 

@@ -12,10 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hyperface_jax import (
-    geometry,
-    low_precision,
-)
+from hyperface_jax import geometry, low_precision
 
 OPTIMIZERS = ("sgd", "adamw")
 DECAY_MASKS = ("all", "matrices")

@@ -5,10 +5,7 @@ import pytest
 import toy
 from test_train import small_config
 
-from hyperface_jax import (
-    audit,
-    prepare,
-)
+from hyperface_jax import audit, prepare
 from hyperface_jax.data import datasets, name_lists, sources
 from hyperface_jax.evaluation import sub_centres
 from hyperface_jax.training import train

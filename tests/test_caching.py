@@ -9,14 +9,7 @@ import pytest
 import record_files
 import toy
 
-from hyperface_jax.data import (
-    caching,
-    datasets,
-    insightface,
-    orders,
-    pipeline,
-    sources,
-)
+from hyperface_jax.data import caching, datasets, insightface, orders, pipeline, sources
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,7 @@ import pytest
 import record_files
 import toy
 
-from hyperface_jax import (
-    evaluate,
-)
+from hyperface_jax import evaluate
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.data import datasets, pipeline, preparing, sources
 from hyperface_jax.evaluation import (

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from hyperface_jax.backbones.batch_norm import BatchNorm
-from hyperface_jax.backbones.layers import (
-    Conv,
-    DropPath,
-    PReLU,
-    drop_path_rates,
-    relu,
-)
+from hyperface_jax.backbones.layers import Conv, DropPath, PReLU, drop_path_rates, relu
 
 KEY = jax.random.key(0)
 

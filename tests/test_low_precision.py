@@ -8,17 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from hyperface_jax import (
-    classifier,
-    low_precision,
-    optimizer,
-    schedules,
-)
+from hyperface_jax import classifier, low_precision, optimizer, schedules
 from hyperface_jax.backbones import create_backbone
-from hyperface_jax.training import (
-    checkpoint,
-    train_state,
-)
+from hyperface_jax.training import checkpoint, train_state
 
 
 def test_rounding_keeps_the_mean_and_the_neighbours(rng):

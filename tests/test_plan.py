@@ -5,15 +5,10 @@ import pytest
 import toy
 from test_config import load_file
 
-from hyperface_jax import (
-    backbones,
-)
+from hyperface_jax import backbones
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import costs
-from hyperface_jax.planning import (
-    plan,
-    rehearsal,
-)
+from hyperface_jax.planning import plan, rehearsal
 from hyperface_jax.training import experiment
 
 

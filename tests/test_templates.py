@@ -5,12 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hyperface_jax.evaluation import (
-    identification,
-    roc,
-    similarity,
-    templates,
-)
+from hyperface_jax.evaluation import identification, roc, similarity, templates
 from hyperface_jax.evaluation.templates import Pooling, pool_templates
 
 SWITCHES = [Pooling(*bits) for bits in itertools.product((False, True), repeat=3)]

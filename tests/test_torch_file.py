@@ -15,15 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_files import (
-    mapping,
-    name,
-    plain,
-    storage,
-    tensor,
-    write_older,
-    write_zip,
-)
+from torch_files import mapping, name, plain, storage, tensor, write_older, write_zip
 
 from hyperface_jax.data.safe_pickle import UnsafePickleError
 from hyperface_jax.interop import torch_file

@@ -10,10 +10,7 @@ import record_files
 import toy
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import (
-    evaluate,
-    workdir,
-)
+from hyperface_jax import evaluate, workdir
 from hyperface_jax.evaluation import embedding_files
 from hyperface_jax.training import metric_writer, run_evaluation, train
 from hyperface_jax.training.checkpoint import FOLDER

@@ -7,14 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hyperface_jax import (
-    augment,
-    catalogue,
-    classifier,
-    optimizer,
-    schedules,
-    sharding,
-)
+from hyperface_jax import augment, catalogue, classifier, optimizer, schedules, sharding
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.carried import Carried
 from hyperface_jax.training import checkpoint, train_state, train_step

@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from hyperface_jax.backbones import create_backbone
-from hyperface_jax.backbones.vit import (
-    LayerNorm,
-    attention,
-    relu6,
-    restored,
-    shuffled,
-)
+from hyperface_jax.backbones.vit import LayerNorm, attention, relu6, restored, shuffled
 
 KEY = jax.random.key(0)
 

@@ -27,13 +27,7 @@ from hyperface_jax.backbones.iresnet import (
 )
 from hyperface_jax.backbones.mobilefacenet import MBF, MBFLarge
 from hyperface_jax.backbones.network import Network, as_trained, check_input
-from hyperface_jax.backbones.sfnet import (
-    SFNet4,
-    SFNet10,
-    SFNet20,
-    SFNet36,
-    SFNet64,
-)
+from hyperface_jax.backbones.sfnet import SFNet4, SFNet10, SFNet20, SFNet36, SFNet64
 from hyperface_jax.backbones.vit import ViT, ViTB, ViTH, ViTL, ViTS, ViTT
 
 __all__ = ["BACKBONES", "DTYPES", "Backbone", "create_backbone"]

@@ -15,12 +15,7 @@ from hyperface_jax.config.keys import (
     parse_arg,
     section,
 )
-from hyperface_jax.config.rules import (
-    check_resumable,
-    load,
-    margin_schedule,
-    resolve,
-)
+from hyperface_jax.config.rules import check_resumable, load, margin_schedule, resolve
 from hyperface_jax.config.validation import constants, member_of, validate
 
 __all__ = [

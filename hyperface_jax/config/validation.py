@@ -102,22 +102,6 @@ def validate(config: Config) -> None:
     Raises:
       ValueError: one line with the key, what was found and what was expected.
     """
-    _check_values(config)
-    if config.learning_rate.milestones and config.learning_rate.milestone_epochs:
-        raise ValueError(
-            f"learning_rate.milestones is {config.learning_rate.milestones} and "
-            f"milestone_epochs {config.learning_rate.milestone_epochs}, expected one"
-        )
-    if (config.train.steps > 0) == (config.train.epochs > 0):
-        raise ValueError(
-            f"train.steps is {config.train.steps} and train.epochs is "
-            f"{config.train.epochs}, expected exactly one of them to be positive"
-        )
-    _warn_of_unused_constants(config)
-
-
-def _check_values(config: Config) -> None:
-    """Each value on its own."""
     flat = flatten(config)
     losses = {"head.loss": catalogue.loss_names()}  # also those added since import
     for key, legal in (_CHOICES | losses).items():
@@ -137,9 +121,20 @@ def _check_values(config: Config) -> None:
     except ValueError as error:
         raise ValueError(f"backbone.{error}") from None
     _check_margin(config)
+    _warn_of_unused_constants(config)
+    if config.learning_rate.milestones and config.learning_rate.milestone_epochs:
+        raise ValueError(
+            f"learning_rate.milestones is {config.learning_rate.milestones} and "
+            f"milestone_epochs {config.learning_rate.milestone_epochs}, expected one"
+        )
     if config.data.image_size % 16 or config.data.image_size <= 0:
         raise ValueError(
             f"data.image_size is {config.data.image_size}, expected a multiple of 16"
+        )
+    if (config.train.steps > 0) == (config.train.epochs > 0):
+        raise ValueError(
+            f"train.steps is {config.train.steps} and train.epochs is "
+            f"{config.train.epochs}, expected exactly one of them to be positive"
         )
     group = config.backbone.batch_norm_group
     at_once = config.train.batch_size // config.train.accumulate

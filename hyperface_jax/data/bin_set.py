@@ -68,10 +68,8 @@ def read_bin(path: epath.PathLike) -> tuple[list[bytes], np.ndarray]:
             "a uint8 array"
         )
     for at, value in enumerate(is_same):
-        if not isinstance(value, bool | int | float | np.generic) or value not in (
-            0,
-            1,
-        ):
+        number = isinstance(value, bool | int | float | np.generic)
+        if not number or value not in (0, 1):
             raise ValueError(
                 f"{path}: answer {at} is {_shown(value)}, expected True or False"
             )

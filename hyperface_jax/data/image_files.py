@@ -46,9 +46,8 @@ def open_images(path: epath.PathLike) -> FaceSet:
     where = epath.Path(path)
     if not where.exists():
         raise ValueError(f"{path}: not found, expected a folder or a tar")
-    names, sizes, reader = (
-        _in_folder(where) if where.is_dir() else tar_files.read_tar(where)
-    )
+    read = _in_folder if where.is_dir() else tar_files.read_tar
+    names, sizes, reader = read(where)
     if not names:
         raise ValueError(
             f"{path}: no images found, expected NAME/xxx.jpg ({', '.join(SUFFIXES)})"

@@ -115,13 +115,7 @@ def write_shards(
         )
         for images in _run(todo, options.workers):
             bar.update(images)
-    written = Written(
-        folder,
-        final,
-        part_paths,
-        list(faces.rejected.items()),
-        how,
-    )
+    written = Written(folder, final, part_paths, list(faces.rejected.items()), how)
     rejected, kept = written.rejected, 0
     for part in written.parts():
         rejected += [_named(faces, *item) for item in part.rejected]

@@ -88,11 +88,31 @@ for _module in ("numpy.core.numeric", "numpy._core.numeric"):
 
 
 # The pickle module's own Python class and not the C one: its memo is a dict, where the
-# C one allocates an array as long as the largest index that a file names.
+# C one allocates an array as long as the largest index that a file names, and the table
+# of its instructions can be changed.
 _Python: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
 
-class _Unpickler(_Python):
+class Cautious(_Python):
+    """Without instructions that allocate before they read, or reach outside a file."""
+
+    def _bytearray(self) -> None:
+        (count,) = struct.unpack("<Q", self.read(8))  # may be a lie
+        data = self.read(count)
+        if len(data) != count:
+            raise ValueError(f"{count} bytes promised, {len(data)} found")
+        self.append(bytearray(data))
+
+    dispatch = _Python.dispatch | {pickle.BYTEARRAY8[0]: _bytearray}
+    # The interpreter's registry, and buffers of whoever reads the pickle.
+    for _code in (
+        pickle.EXT1, pickle.EXT2, pickle.EXT4,
+        pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
+    ):  # fmt: skip
+        del dispatch[_code[0]]
+
+
+class _Unpickler(Cautious):
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
@@ -109,25 +129,7 @@ class _Unpickler(_Python):
             raise ValueError(f"attributes for a {kind}")
         self.stack[-1].__setstate__(state)
 
-    def _bytearray(self) -> None:
-        """Reads before it allocates: the length may be a lie."""
-        (count,) = struct.unpack("<Q", self.read(8))
-        data = self.read(count)
-        if len(data) != count:
-            raise ValueError(f"{count} bytes promised, {len(data)} found")
-        self.append(bytearray(data))
-
-    dispatch = _Python.dispatch | {
-        pickle.BUILD[0]: _attributes,
-        pickle.BYTEARRAY8[0]: _bytearray,
-    }
-    # Of no use here: they look into the interpreter's registry, or take buffers from
-    # outside.
-    for _code in (
-        pickle.EXT1, pickle.EXT2, pickle.EXT4,
-        pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
-    ):  # fmt: skip
-        del dispatch[_code[0]]
+    dispatch = Cautious.dispatch | {pickle.BUILD[0]: _attributes}
 
 
 def load_pickle(data: bytes) -> Any:

@@ -20,12 +20,7 @@ import simplejpeg
 from array_record.python.array_record_module import ArrayRecordWriter  # pyright: ignore[reportMissingModuleSource, reportAttributeAccessIssue]
 from PIL import Image
 
-from hyperface_jax.data.decode import (
-    FORMATS,
-    MAX_PIXELS,
-    BadImageError,
-    decode_rgb,
-)
+from hyperface_jax.data.decode import FORMATS, MAX_PIXELS, BadImageError, decode_rgb
 from hyperface_jax.data.face_crops import Aligner
 from hyperface_jax.data.records import BadRecordError, Record, RecordSource
 from hyperface_jax.data.shard_source import serialise

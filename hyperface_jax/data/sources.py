@@ -35,8 +35,7 @@ def open_path(
 
     Args:
       path: an InsightFace folder (train.rec), a prepared TFDS folder, a folder or tar
-        of identities, or a list of images (.lst, .list, .txt,
-        .tsv).
+        of identities, or a list of images (.lst, .list, .txt, .tsv).
       pairs_path: verification pairs in LFW's format, by image id; or "".
       list_root: folder that a list's paths are relative to; default: the list's.
       list_format: of `image_list.LISTS`, or "auto".

@@ -5,6 +5,8 @@
 .parquet  the same, see `parquet`
 .npy      [N, D] or [N, V, D]; ids may stand in a .txt of the same name beside it
 folder    see `stored`
+
+Whatever it is becomes a `Stored`.
 """
 
 import dataclasses
@@ -26,30 +28,24 @@ SUFFIXES = (".npz", ".parquet")
 """Of files that are written."""
 
 
-def write_embeddings(path: Path, found: Stored, facts: Mapping[str, str]) -> None:
+def write_embeddings(path: Path, found: Stored, about: Mapping[str, str]) -> None:
     """Writes one file of raw sums of the views, [N, D] float32, whole or not at all.
 
     Args:
       path: ends in one of `SUFFIXES`.
       found: embeddings with ids.
-      facts: "model" and "mirror_image_added", which `open_embeddings` compares.
+      about: "model" and "mirror_image_added", which `open_embeddings` compares.
     """
-    ids = tuple(found.ids or ())
-    embeddings = np.asarray(found.views).sum(axis=1)
+    ids, embeddings = tuple(found.ids or ()), found.embeddings
     # Text, because keys of JSON are.
     lost = json.dumps({str(row): why for row, why in found.unreadable.items()})
-    facts = dict(facts) | {"unreadable": lost}
+    facts: dict[str, Any] = dict(about) | {"unreadable": lost}
     if path.suffix == ".parquet":
         parquet.write_parquet(path, ids, embeddings, facts)
         return
     with workdir.whole_file(epath.Path(path), "wb") as file:
-        np.savez(
-            file,
-            allow_pickle=False,
-            embeddings=embeddings,
-            ids=np.asarray(ids),
-            **facts,
-        )
+        facts |= {"embeddings": embeddings, "ids": np.asarray(ids)}
+        np.savez(file, allow_pickle=False, **facts)
 
 
 def open_embeddings(path: str | os.PathLike) -> Stored:

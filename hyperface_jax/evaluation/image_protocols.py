@@ -160,8 +160,7 @@ def identify_among_distractors(e: Embedded) -> ProtocolResult | None:
     """
     if e.options.distractors is None or e.data.templates is not None:
         return None
-    views = e.options.distractors.views
-    crowd = views[:, 0] if views.shape[1] == 1 else views.sum(axis=1)
+    crowd = e.options.distractors.embeddings
     if crowd.shape[1] != e.views.shape[2]:
         raise ValueError(
             f"distractors have {crowd.shape[1]} dimensions, the embeddings of "

@@ -11,6 +11,7 @@ memory-mapped.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -43,6 +44,12 @@ class Stored:
     ids: tuple[str, ...] | None = None
     unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
     network: str = ""
+
+    @functools.cached_property
+    def embeddings(self) -> np.ndarray:
+        """Sum of the views [N, D]; of a single view still a memory map."""
+        one = self.views.shape[1] == 1
+        return self.views[:, 0] if one else np.asarray(self.views).sum(axis=1)
 
 
 def check_same_network(first: str, second: str, names: tuple[str, str]) -> None:

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from hyperface_jax.data.safe_pickle import UnsafePickleError
+from hyperface_jax.data.safe_pickle import Cautious, UnsafePickleError
 from hyperface_jax.interop.torch_objects import (
     MAX_AXES,
     MAX_VALUES,
@@ -37,12 +37,7 @@ OpenStorage = Callable[[str, str, int], np.ndarray]
 """(key, class in `STORAGES`, number of values N) -> values [N], native byte order."""
 
 
-# The pickle module's own Python class: its memo is a dict (see data/safe_pickle.py),
-# and the table of its instructions can be changed.
-_Python: Any = pickle._Unpickler  # type: ignore[attr-defined]
-
-
-class Unpickler(_Python):
+class Unpickler(Cautious):
     """Reads one pickle, of any protocol, from where the file stands.
 
     Args:
@@ -153,7 +148,7 @@ class Unpickler(_Python):
     def _frozenset(self) -> None:
         self.append(frozenset(hashable(self.pop_mark())))
 
-    dispatch = _Python.dispatch | {
+    dispatch = Cautious.dispatch | {
         pickle.REDUCE[0]: _call,
         pickle.NEWOBJ[0]: _call,
         pickle.NEWOBJ_EX[0]: _call_with_keywords,
@@ -168,13 +163,6 @@ class Unpickler(_Python):
         pickle.DICT[0]: _dict,
         pickle.FROZENSET[0]: _frozenset,
     }
-    # Of no use here: they look into the interpreter's registry, take buffers from
-    # outside, or allocate before they read.
-    for _code in (
-        pickle.EXT1, pickle.EXT2, pickle.EXT4,
-        pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.BYTEARRAY8,
-    ):  # fmt: skip
-        del dispatch[_code[0]]
 
 
 # --- writing --------------------------------------------------------------------------

@@ -14,12 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hyperface_jax import (
-    class_vectors,
-    sampling,
-    sharding,
-    streaming,
-)
+from hyperface_jax import class_vectors, sampling, sharding, streaming
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import costs
 from hyperface_jax.training.experiment import Experiment

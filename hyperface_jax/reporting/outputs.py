@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from hyperface_jax import (
-    workdir,
-)
+from hyperface_jax import workdir
 from hyperface_jax.evaluation import protocols
 from hyperface_jax.evaluation.results import ProtocolResult
 from hyperface_jax.reporting import report, tables

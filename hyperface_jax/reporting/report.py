@@ -10,9 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from hyperface_jax import (
-    workdir,
-)
+from hyperface_jax import workdir
 from hyperface_jax.evaluation.results import COUNTS, ProtocolResult, describe
 from hyperface_jax.reporting import html, plots, rates
 

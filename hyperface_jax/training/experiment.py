@@ -25,9 +25,7 @@ from hyperface_jax import (
     schedules,
     sharding,
 )
-from hyperface_jax import (
-    config as config_lib,
-)
+from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import Backbone, create_backbone
 from hyperface_jax.catalogue import PLAIN_SOFTMAX
 from hyperface_jax.classifier import Head

@@ -7,13 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from hyperface_jax import (
-    catalogue,
-    hosts,
-    model,
-    model_card,
-    workdir,
-)
+from hyperface_jax import catalogue, hosts, model, model_card, workdir
 from hyperface_jax import config as config_lib
 from hyperface_jax.evaluation import embedding_files, protocols
 from hyperface_jax.evaluation.embedded import Options

@@ -13,12 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import (
-    hosts,
-    model,
-    sharding,
-    workdir,
-)
+from hyperface_jax import hosts, model, sharding, workdir
 from hyperface_jax.config import Config
 from hyperface_jax.evaluation import protocols
 from hyperface_jax.planning import plan

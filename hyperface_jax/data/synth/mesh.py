@@ -9,13 +9,7 @@ from hyperface_jax.data.synth.expression import ExpressionBasis, build_expressio
 from hyperface_jax.data.synth.eyes import EyePatch, build_eye_patches
 from hyperface_jax.data.synth.fields import Array
 from hyperface_jax.data.synth.geometry import HeadSurface, build_head
-from hyperface_jax.data.synth.hair import (
-    Sheet,
-    curtain,
-    grow,
-    neck,
-    thicken,
-)
+from hyperface_jax.data.synth.hair import Sheet, curtain, grow, neck, thicken
 from hyperface_jax.data.synth.identity import Identity
 
 
