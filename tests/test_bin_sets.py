@@ -132,3 +132,8 @@ def test_mutated_pickles_are_read_or_refused(data, mutations):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 8 << 20
+
+
+def test_a_bin_that_is_not_there_is_said_without_a_number(tmp_path):
+    with pytest.raises(ValueError, match=r"no\.bin: No such file or directory$"):
+        bin_set.read_bin(tmp_path / "no.bin")

@@ -54,7 +54,9 @@ def read_bin(path: epath.PathLike) -> tuple[list[bytes], np.ndarray]:
     path = epath.Path(path)
     try:
         images, is_same = _two(load_pickle(path.read_bytes()))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if len(images) != 2 * len(is_same) or not len(is_same):
         raise ValueError(
