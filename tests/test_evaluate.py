@@ -1,4 +1,4 @@
-"""`python -m hyperface_jax.evaluate`, stored embeddings, and all kinds of test sets."""
+"""`python -m hyperface_jax.evaluate` and all kinds of test sets."""
 
 import json
 
