@@ -11,6 +11,7 @@ Letters: N vectors of P people, D dimensions.
 import dataclasses
 
 import numpy as np
+import scipy.linalg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,22 +62,22 @@ def fit(x: np.ndarray, labels: np.ndarray, iterations: int = 20) -> JointBayesia
 
 
 def _step(total, sums, counts, between, within):
-    """One EM iteration; people with equally many vectors share their matrices."""
-    dimension = len(total)
-    identity = np.eye(dimension)
-    new_between, cross, spread = (np.zeros_like(total) for _ in range(3))
-    inverse_between, inverse_within = np.linalg.inv(between), np.linalg.inv(within)
-    for count in np.unique(counts):
-        mine = sums[counts == count]
-        covariance = np.linalg.solve(inverse_between + count * inverse_within, identity)
-        expected = mine @ (inverse_within @ covariance)  # of μ [p, D]
-        moment = expected.T @ expected + len(mine) * covariance
-        new_between += moment
-        cross += mine.T @ expected
-        spread += count * moment
-    people, images = len(counts), counts.sum()
-    new_within = (total - cross - cross.T + spread) / images
-    return _symmetric(new_between / people), _symmetric(new_within)
+    """One EM iteration, in the basis where both covariances are diagonal."""
+    variance, basis = scipy.linalg.eigh(between, within)  # of μ where that of ε is 1
+    variance = np.maximum(variance, 0)
+    posterior = variance / (1 + counts[:, None] * variance)  # variance of each μ [P, D]
+    sums = sums @ basis
+    expected = sums * posterior
+    new_between = expected.T @ expected + np.diag(posterior.sum(0))
+    spread = (expected * counts[:, None]).T @ expected
+    spread += np.diag(counts @ posterior)
+    cross = sums.T @ expected
+    new_within = basis.T @ total @ basis - cross - cross.T + spread
+    back = np.linalg.inv(basis)
+    new_between = back.T @ new_between @ back / len(counts)
+    return _symmetric(new_between), _symmetric(
+        back.T @ new_within @ back / counts.sum()
+    )
 
 
 def _score_matrices(between, within):

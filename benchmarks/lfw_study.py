@@ -1,4 +1,4 @@
-"""LFW, fold by fold: the network, the classical baseline, and both together.
+"""LFW, fold by fold: the network, the classical baselines, and all together.
 
     for k in 1 2 3 4 5 6 7 8; do
       python -m hyperface_jax.main --config configs/lfw.py:fold=$k \
@@ -8,9 +8,10 @@
     python benchmarks/lfw_classical.py --lfw lfw.tar --pairs pairs.txt --out runs/lfw
     python benchmarks/lfw_study.py --out runs/lfw
 
-Every row is fitted without the tested fold: weights of the sum and thresholds come from
-pairs among the training people who were held out (a tenth). The error is the standard
-error over folds. Folds without results are left out and named.
+Every row is fitted without the tested fold: the thresholds, and the spreads by which
+scores are divided before they are summed, come from pairs among the training people who
+were held out (a tenth). The error is the standard error over folds. Folds without
+results are left out and named.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+from lfw_descriptors import DESCRIPTORS
 
 from hyperface_jax.evaluation import roc, verification
 from hyperface_jax.evaluation.embedded import Options
@@ -46,18 +47,15 @@ def network_scores(folder: Path) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in FIELDS}
 
 
-def fused(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Logistic regression of the held-out pairs on the scores of several systems."""
+def summed(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The mean of several systems' scores, each in units of its held-out spread."""
     first = parts[0]
     for part in parts[1:]:
         np.testing.assert_array_equal(part["dev_genuine"], first["dev_genuine"])
         np.testing.assert_array_equal(part["test_genuine"], first["test_genuine"])
-    dev, test = (np.stack([p[k] for p in parts], axis=1) for k in ("dev", "test"))
-    mean, spread = dev.mean(0), dev.std(0)
-    model = LogisticRegression().fit((dev - mean) / spread, first["dev_genuine"])
     return first | {
-        "dev": model.decision_function((dev - mean) / spread),
-        "test": model.decision_function((test - mean) / spread),
+        k: np.mean([p[k] / p["dev"].std() for p in parts], axis=0)
+        for k in ("dev", "test")
     }
 
 
@@ -72,16 +70,30 @@ def measures(s: dict[str, np.ndarray]) -> tuple[float, float, float]:
     )
 
 
+def descriptor_scores(out: Path, fold: int) -> dict[str, dict[str, np.ndarray]]:
+    """Those that `lfw_classical.py` has left."""
+    classical = {}
+    for name in DESCRIPTORS:
+        if (out / f"{name}_fold{fold}.npz").exists():
+            with np.load(out / f"{name}_fold{fold}.npz") as arrays:
+                classical[name] = {k: arrays[k] for k in FIELDS}
+    return classical
+
+
 def systems(out: Path, fold: int) -> dict[str, dict[str, np.ndarray]]:
     """Every system that has results for a fold."""
-    found = {}
+    classical = descriptor_scores(out, fold)
+    found = dict(classical)
+    if len(classical) == len(DESCRIPTORS):
+        found["all descriptors, summed"] = summed(list(classical.values()))
     if (out / f"fold{fold}" / "results.json").exists():
-        found["network, cosine"] = network_scores(out / f"fold{fold}")
-    if (out / f"lbp_fold{fold}.npz").exists():
-        with np.load(out / f"lbp_fold{fold}.npz") as arrays:
-            found["LBP + PCA + Joint Bayesian"] = {k: arrays[k] for k in FIELDS}
-    if len(found) == 2:
-        found["both, summed"] = fused(list(found.values()))
+        network = network_scores(out / f"fold{fold}")
+        found["network, cosine"] = network
+        if "lbp" in classical:
+            found["network and lbp, summed"] = summed([network, classical["lbp"]])
+        if len(classical) == len(DESCRIPTORS):
+            parts = [network, *classical.values()]
+            found["network and all descriptors, summed"] = summed(parts)
     return found
 
 

@@ -1,11 +1,11 @@
 """Tables of `side_by_side.py`: settings, losses beside each other, ablations.
 
-    python benchmarks/side_by_side_report.py --out side [--lbp runs/lfw]
+    python benchmarks/side_by_side_report.py --out side [--lfw runs/lfw]
 
 Only folds that all losses have finished are compared, and only losses that have run.
 Differences to the best baseline (by accuracy on these very folds, which favours it) are
 paired, with intervals from a bootstrap over people: a person drawn twice counts twice
-in genuine pairs, and a pair of two people counts the product. `--lbp` names the folder
+in genuine pairs, and a pair of two people counts the product. `--lfw` names the folder
 of `lfw_classical.py`, for the sum of everything.
 """
 
@@ -13,10 +13,10 @@ import argparse
 import json
 from pathlib import Path
 
+import lfw_study
 import numpy as np
+from lfw_descriptors import DESCRIPTORS
 from side_by_side import LOSSES, TESTED_ON, TUNED_ON, Run, ablations, best_of, tests
-
-from hyperface_jax.evaluation import verification
 
 OURS = "SphereFace-R"
 MEASURES = {
@@ -143,34 +143,26 @@ def loss_table(out: Path, runs, folds: list[int], draws: int) -> list[str]:
     return lines
 
 
-def sum_rows(out: Path, runs, folds: list[int], lbp: Path | None) -> list[str]:
-    """Accuracy of the sum of all losses' cosines, and with LBP beside them."""
+def sum_rows(out: Path, runs, folds: list[int], lfw: Path | None) -> list[str]:
+    """Accuracy of the sum of all losses' cosines, and of it among the descriptors."""
     found: dict[str, list[float]] = {}
     for k in folds:
         parts = [arrays_of(out, of[k]) for of in runs.values()]
-        first = parts[0]
-        dev, test = (
-            np.mean([part[name] for part in parts], axis=0)
-            for name in ("dev_scores", "scores")
-        )
-        systems = {"all losses, summed": (dev, test)}
-        if lbp is not None and (lbp / f"lbp_fold{k}.npz").exists():
-            with np.load(lbp / f"lbp_fold{k}.npz") as other:
-                np.testing.assert_array_equal(
-                    other["dev_genuine"], first["dev_is_genuine"]
-                )
-                # Each in units of its spread among the held-out pairs.
-                systems["the same and LBP + PCA + Joint Bayesian"] = tuple(
-                    x / dev.std() + y / other["dev"].std()
-                    for x, y in ((dev, other["dev"]), (test, other["test"]))
-                )
-        for name, (own_dev, own_test) in systems.items():
-            threshold = verification.choose_threshold(own_dev, first["dev_is_genuine"])
-            found.setdefault(name, []).append(
-                verification.accuracy_at_threshold(
-                    own_test, first["is_genuine"], threshold
-                )
-            )
+        networks = {
+            "dev": np.mean([part["dev_scores"] for part in parts], axis=0),
+            "dev_genuine": parts[0]["dev_is_genuine"],
+            "test": np.mean([part["scores"] for part in parts], axis=0),
+            "test_genuine": parts[0]["is_genuine"],
+        }
+        systems = {"all losses, summed": networks}
+        descriptors = lfw_study.descriptor_scores(lfw, k) if lfw is not None else {}
+        if len(descriptors) == len(DESCRIPTORS):
+            of_all = list(descriptors.values())
+            systems["all descriptors, summed"] = lfw_study.summed(of_all)
+            both = lfw_study.summed([networks, *of_all])
+            systems["the losses' sum and all descriptors, summed"] = both
+        for name, scores in systems.items():
+            found.setdefault(name, []).append(lfw_study.measures(scores)[0])
     lines = ["| sum | accuracy, held-out threshold |", "|---|---:|"]
     for name, values in found.items():
         lines.append(f"| {name} | {with_error(values)} |")
@@ -211,7 +203,7 @@ def ablation_table(out: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lbp", type=Path, help="folder of lfw_classical.py")
+    parser.add_argument("--lfw", type=Path, help="folder of lfw_classical.py")
     parser.add_argument("--draws", type=int, default=2000)
     a = parser.parse_args()
     parts = [tuning_table(a.out)]
@@ -219,7 +211,7 @@ def main() -> None:
     if folds:
         parts += [
             loss_table(a.out, runs, folds, a.draws),
-            sum_rows(a.out, runs, folds, a.lbp),
+            sum_rows(a.out, runs, folds, a.lfw),
         ]
     parts.append(ablation_table(a.out))
     text = "\n".join("\n".join([*part, ""]) for part in parts)
