@@ -17,6 +17,10 @@ chosen settings without each of folds 1 to 7 and measures there:
 - rank-1 of the fold's people (first image in the gallery, the others are looked for)
   among 2 000 people with one picture, who are never trained on.
 
+`longer` trains SphereFace-R v2 under HFN, as chosen, for 24 epochs there and on the
+tested folds, and with `--start MODEL` also from that network (a workdir, model folder)
+instead of random weights: one that was trained on rendered faces, say.
+
 NFN and SFN let m grow from 1 in the first half: with a margin from the start their
 lengths vanish (benchmarks/RESULTS.md, stability). A run leaves <out>/<name>.json (what
 was run, versions, commit, measures) and .npz (scores); runs that are there are not
@@ -36,13 +40,13 @@ import jax
 import numpy as np
 
 from hyperface_jax import config as config_lib
-from hyperface_jax import workdir
+from hyperface_jax import model, workdir
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.pairs import Pairs
 from hyperface_jax.evaluation import roc, verification
 from hyperface_jax.evaluation.distractors import gallery_ranks_among_distractors
 from hyperface_jax.evaluation.embedded import Embedded, Options
-from hyperface_jax.training import experiment, run_evaluation, train
+from hyperface_jax.training import experiment, initial, run_evaluation, train
 from hyperface_jax.training.checkpoint import Checkpoints
 from hyperface_jax.training.metric_writer import create_metric_writer
 
@@ -93,6 +97,8 @@ class Run:
     detach: str = ""  # "": as the loss was published
     strength: float = 0.01
     seed: int = 0
+    epochs: float = 12.0
+    started: bool = False  # from the network of --start
 
     @property
     def key(self) -> str:
@@ -100,10 +106,12 @@ class Run:
         key = f"{name}_m{self.margin:g}_x{self.factor:g}_fold{self.fold}"
         key += f"_{self.detach}" if self.detach else ""
         key += "" if self.strength == 0.01 else f"_t{self.strength:g}"
+        key += "" if self.epochs == 12 else f"_{self.epochs:g}epochs"
+        key += "_started" if self.started else ""
         return key + (f"_seed{self.seed}" if self.seed else "")
 
 
-def config_of(run: Run, lfw: str, pairs: str, epochs: float):
+def config_of(run: Run, lfw: str, pairs: str):
     """A small network: a run is some minutes of one core."""
     c = config_lib.default_config()
     c.seed = run.seed
@@ -124,7 +132,7 @@ def config_of(run: Run, lfw: str, pairs: str, epochs: float):
     c.head.scale_factor, c.head.penalty_strength = run.factor, run.strength
     c.head.loss_weight = 30.0
     c.optimizer.backbone.weight_decay = 1e-3
-    c.train.batch_size, c.train.epochs = 64, epochs
+    c.train.batch_size, c.train.epochs = 64, run.epochs
     c.train.ema_decay = 0.995
     c.learning_rate.schedule, c.learning_rate.peak = "cosine", 0.07
     c.learning_rate.warmup_steps = 100
@@ -132,7 +140,7 @@ def config_of(run: Run, lfw: str, pairs: str, epochs: float):
     if run.loss.norm != "hfn" and run.margin:
         c.head.margin_schedule = "linear"
         c.head.margin_start = 1.0
-        c.head.margin_steps = (round(epochs * 5500 / 64 / 2),)
+        c.head.margin_steps = (round(run.epochs * 5500 / 64 / 2),)
     if run.loss.norm == "nfn":
         # No s divides its loss: the weight of NormFace's lw/s, whose s is about 25.
         c.head.loss_weight = 30.0 / 25.0
@@ -219,23 +227,26 @@ def measure(run: experiment.Experiment, state) -> tuple[dict, dict[str, np.ndarr
     return measures, arrays
 
 
-def execute(run: Run, out: Path, lfw: str, pairs: str, epochs: float) -> None:
+def execute(run: Run, out: Path, lfw: str, pairs: str, start: str) -> None:
     """Trains and measures a run, unless its result is there."""
     result = out / f"{run.key}.json"
     if result.exists():
         return
     started = time.monotonic()
-    config = config_of(run, lfw, pairs, epochs)
+    config = config_of(run, lfw, pairs)
     config_lib.validate(config)
     made = experiment.create_experiment(config)
-    facts = {"name": run.loss.name, **dataclasses.asdict(run), "epochs": epochs}
+    facts = {"name": run.loss.name, **dataclasses.asdict(run)}
     facts |= {"scale": made.config.head.scale, "commit": commit()}
     with tempfile.TemporaryDirectory(dir=out) as folder:
         place = workdir.absolute(folder)
         writer = create_metric_writer(place, start_step=0, tensorboard=False)
         with Checkpoints(place, keep_last=1) as checkpoints:
             try:
-                state = train.train(made, made.create_state(), checkpoints, writer)
+                state = made.create_state()
+                if run.started:
+                    state = initial.put_into(state, model.load(start))
+                state = train.train(made, state, checkpoints, writer)
                 measures, arrays = measure(made, state)
                 np.savez(out / f"{run.key}.npz", allow_pickle=False, **arrays)
             except train.NonFiniteError as error:
@@ -309,19 +320,28 @@ def tests(out: Path, folds: tuple[int, ...]) -> Iterator[Run]:
                 yield dataclasses.replace(best, fold=fold)
 
 
+def longer(out: Path, folds: tuple[int, ...], start: str) -> Iterator[Run]:
+    """Twice the budget; from --start, too, where it is given."""
+    best = best_of(out, next(x for x in LOSSES if x.loss == V2 and x.norm == "hfn"))
+    if best is not None:
+        for fold in (TUNED_ON, *folds):
+            for started in (False, True)[: 2 if start else 1]:
+                yield dataclasses.replace(best, fold=fold, epochs=24.0, started=started)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["tune", "ablate", "test"])
+    parser.add_argument("what", choices=["tune", "ablate", "test", "longer"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lfw", required=True, help="folder or tar of LFW")
     parser.add_argument("--pairs", required=True, help="pairs.txt")
-    parser.add_argument("--epochs", type=float, default=12.0)
+    parser.add_argument("--start", default="", help="longer: a network to start from")
     parser.add_argument("--folds", type=int, nargs="+", default=TESTED_ON)
     parser.add_argument("--part", default="1/1", help="I/N, from 1")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     part, parts = map(int, a.part.split("/"))
-    settings = (a.out, a.lfw, a.pairs, a.epochs)
+    settings = (a.out, a.lfw, a.pairs, a.start)
     if a.what == "tune":
         for loss in LOSSES[part - 1 :: parts]:
             for run in margin_runs(loss):
@@ -329,7 +349,11 @@ def main() -> None:
             for run in factor_runs(a.out, loss):
                 execute(run, *settings)
         return
-    runs = ablations(a.out) if a.what == "ablate" else tests(a.out, tuple(a.folds))
+    runs = {
+        "ablate": lambda: ablations(a.out),
+        "test": lambda: tests(a.out, tuple(a.folds)),
+        "longer": lambda: longer(a.out, tuple(a.folds), a.start),
+    }[a.what]()
     for run in list(runs)[part - 1 :: parts]:
         execute(run, *settings)
 
