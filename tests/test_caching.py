@@ -130,16 +130,23 @@ def test_copies_go_on_and_notice_other_contents(tmp_path, monkeypatch):
     first = caching.copy_to_disk(str(source), cache)
     assert sources.open_path(first).num_classes == 2
     assert caching.copy_to_disk(str(source), cache) == first
+    (Path(first) / caching.COMPLETE).unlink()
+    full = type("Usage", (), {"free": 10})
+    with monkeypatch.context() as m:  # what is there needs no space
+        m.setattr(caching.shutil, "disk_usage", lambda _: full)
+        assert caching.copy_to_disk(str(source), cache) == first
     (source / "Person_00" / "new.jpg").write_bytes(b"123")
     assert caching.copy_to_disk(str(source), cache) != first
     single = caching.copy_to_disk(str(source / "Person_00" / "new.jpg"), cache)
     assert Path(single).read_bytes() == b"123"
-    monkeypatch.setattr(
-        caching.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})
-    )
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: full)
     (source / "Person_00" / "more.jpg").write_bytes(b"1234")
     with pytest.raises(ValueError, match=r"data.cache=disk: .* but 0.0 GB are free"):
         caching.copy_to_disk(str(source), cache)
+    images = tmp_path / "list.txt"
+    images.write_text("Person_00/new.jpg\t0\n")
+    with pytest.raises(ValueError, match=r"list.txt: a list of images, expected a fol"):
+        caching.copy_to_disk(str(images), cache)
     with pytest.raises(ValueError, match="not found, expected something to copy"):
         caching.copy_to_disk(str(tmp_path / "nothing"), cache)
 

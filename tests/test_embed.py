@@ -64,6 +64,19 @@ def test_embeddings_of_two_networks_are_not_compared(tmp_path):
         train.train_and_evaluate(config, tmp_path / "run")
 
 
+def test_a_full_disk_is_one_line_and_no_bus_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    folder = tmp_path / "store"
+    with pytest.raises(OSError, match=r"No space left on device, 0.0 MB needed"):
+        stored.EmbeddingStore.create(
+            folder, ["a"], views=1, dimension=8, images="", weights=""
+        )
+    assert not any(tmp_path.iterdir())
+
+
 def test_embeddings_of_a_folder_and_of_listed_paths(tmp_path):
     first = made()
     model.save(first, tmp_path / "m")

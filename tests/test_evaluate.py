@@ -184,7 +184,7 @@ def test_distractors_by_both_rules(tmp_path, rng):
         )
 
 
-def test_zero_embeddings_of_others_count_as_unreadable(tmp_path, lfw, rng):
+def test_zero_embeddings_of_others_count_as_unreadable(tmp_path, lfw, caplog):
     views = np.load(tmp_path / "lfw.npy")
     views[[2, 7]] = 0
     np.save(tmp_path / "a.npy", views)
@@ -193,6 +193,13 @@ def test_zero_embeddings_of_others_count_as_unreadable(tmp_path, lfw, rng):
         *("--out", tmp_path / "out", "--protocols", "verification"),
     )
     assert result.counts["unreadable_images"] == 2
+    assert "lfw: 2 of 80 images have no embedding, the first: " in caplog.text
+    np.save(tmp_path / "a.npy", 0 * views)
+    with pytest.raises(ValueError, match=r"lfw: 80 of 80 images have no embedding"):
+        run(
+            *("--set", lfw, "--embeddings", tmp_path / "a.npy"),
+            *("--out", tmp_path / "out", "--protocols", "verification"),
+        )
 
 
 def test_a_probe_without_a_mate_costs_one_algorithm_and_nothing_else(tmp_path, shared):

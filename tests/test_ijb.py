@@ -89,6 +89,7 @@ FAULTS = [
     ("1N_gallery_G1.csv", "T,S\n4,11\n4,12\n", "line 3: template 4 is subject 12, ab"),
     ("1N_gallery_G1.csv", "T,S\n4,b\n", "line 2: subject is 'b'"),
     ("1N_gallery_G1.csv", "T,S\n", "0 templates"),
+    ("1N_gallery_G1.csv", "4,11\n9,12\n", "line 1: found '4,11', expected a header"),
 ]
 
 

@@ -274,6 +274,20 @@ def test_other_images_under_the_same_names_are_another_set(tmp_path, kind):
     assert first.fingerprint == same.fingerprint != other.fingerprint
 
 
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
+    toy.write_folder(tmp_path / "faces", people=3)
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("Person_01"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="Person_01"):
+        loose_images.open_any(str(tmp_path / "faces"))
+
+
 def test_links_to_folders_are_followed_once(tmp_path):
     toy.write_folder(tmp_path / "elsewhere", people=1, images=3)
     root = toy.write_folder(tmp_path / "faces", people=1, images=2)

@@ -1,5 +1,6 @@
 """`python -m hyperface_jax.prepare`: what goes in comes out, killed or not."""
 
+import importlib.util
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ from hyperface_jax.data import (
     datasets,
     describing,
     edits,
+    image_files,
     insightface,
     orders,
     pipeline,
@@ -194,6 +196,27 @@ def test_pairs_follow_their_images_through_rejections(tmp_path):
     (source / "Person_01" / "Person_01_0001.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no image .* it was rejected, 0 bytes"):
         run("--source", source, "--data_dir", tmp_path / "b", "--pairs", pairs)
+
+
+def test_beam_says_what_it_leaves_out(tmp_path, caplog):
+    pytest.importorskip("apache_beam")
+    source = break_images(toy.write_folder(tmp_path / "source", people=5))
+    images = len(sources.open_path(str(source)))
+    beam = ("--data_dir", tmp_path, "--beam_runner", "DirectRunner")
+    run("--source", source, *beam)
+    assert f"6 of {images} images are left out" in caplog.text
+    for path in source.rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=rf"none of {images} images can be used"):
+        run("--source", source, "--config", "empty", *beam)
+    assert not datasets.folder_of("faces", "empty", str(tmp_path)).exists()
+
+
+def test_beam_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    source = toy.write_folder(tmp_path / "source", people=2)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"needs Apache Beam: pip install .*\[beam\]"):
+        run("--source", source, "--data_dir", tmp_path, "--beam_runner", "DirectRunner")
 
 
 def test_beam_refuses_what_it_would_ignore(tmp_path):
@@ -467,6 +490,28 @@ def test_a_full_disk_and_a_killed_worker_are_one_line(tmp_path, monkeypatch):
             )
     with pytest.raises(ValueError, match="a worker process was killed"):
         list(preparing._run(iter([Deadly()]), 1))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), FileNotFoundError(2, os.strerror(2))]
+)
+def test_a_source_that_goes_away_is_not_a_smaller_set(tmp_path, monkeypatch, error):
+    source = toy.write_folder(tmp_path / "source", people=16)
+    real, reads = image_files.FolderReader.__call__, []
+
+    def read(self, row):
+        reads.append(row)
+        if len(reads) > 72:  # the fingerprint, one shard, and a little
+            raise error
+        return real(self, row)
+
+    arguments = ("--source", source, "--data_dir", tmp_path, "--images_per_shard", 6)
+    with monkeypatch.context() as m:
+        m.setattr(image_files.FolderReader, "__call__", read)
+        with pytest.raises((OSError, ValueError), match=r"the same command goes on"):
+            run(*arguments, "--workers", 0)
+    run(*arguments, "--workers", 0)
+    same_batches(sources.open_path(str(source)), opened(tmp_path))
 
 
 class Deadly:

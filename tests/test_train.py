@@ -230,6 +230,19 @@ def test_an_unreadable_image_of_a_tested_person_ends_nothing(faces, tmp_path):
     assert counts["open_set"]["genuine_pairs"] == 11 * 15 + 10
 
 
+def test_training_on_nothing_is_an_error(faces, tmp_path):
+    shutil.copytree(faces / "images", tmp_path / "images")
+    config = small_config(faces, train__steps=2)
+    with config.unlocked():
+        config.data.name, config.data.path = "faces", str(tmp_path / "images")
+    for path in (tmp_path / "images").rglob("*.jpg"):
+        path.write_bytes(b"junk")
+    with pytest.raises(
+        ValueError, match=r"step 1: no image of this batch .* not an image, 4 byt"
+    ):
+        train.train_and_evaluate(config.lock(), tmp_path / "run")
+
+
 def test_another_config_in_the_same_workdir_is_refused(faces, finished):
     _, folder = finished
     with pytest.raises(ValueError, match=r"head.margin was 1.4 and is 1.5"):

@@ -10,12 +10,17 @@ can say which set it means. `python -m hyperface_jax.prepare` writes their folde
 
 import dataclasses
 import functools
+import importlib.util
+import logging
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from hyperface_jax.data import prepared, preparing, shards, sources
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -108,18 +113,32 @@ def prepare_with_beam(
 ) -> None:
     """Prepares a set that outgrows one machine through TFDS's Beam support.
 
-    All workers must see the source and `data_dir`. Rejected records are left out; the
-    lists and the card that `preparing` writes are not made.
+    All workers must see the source and `data_dir`. Rejected records are left out and
+    counted; the lists and the card that `preparing` writes are not made.
 
     Args:
       name: of `BUILDERS`.
       config: names the source.
       data_dir: root of the prepared datasets.
-      runner: of Beam, e.g. "DirectRunner" or "DataflowRunner".
+      runner: of Beam that needs no options of its own, e.g. "DirectRunner".
+
+    Raises:
+      ValueError: Apache Beam is not installed, or no image can be used.
     """
+    if importlib.util.find_spec("apache_beam") is None:
+        raise ValueError(
+            "--beam_runner needs Apache Beam: pip install 'hyperface_jax[beam]'"
+        )
+    images = len(sources.open_paths(config.path))
     builder = BUILDERS[name](
         config=config, data_dir=data_dir, file_format="array_record"
     )
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(beam_runner=runner)
     )
+    kept = builder.info.splits[preparing.SPLIT].num_examples
+    if not kept:
+        shutil.rmtree(builder.data_dir)
+        raise ValueError(f"{config.path}: none of {images} images can be used")
+    if kept < images:
+        log.warning("%d of %d images are left out", images - kept, images)

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from hyperface_jax.data import image_list
 from hyperface_jax.data.records import Record, RecordSource
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,11 @@ def copy_to_disk(path: str, cache_dir: str = "") -> str:
     source = epath.Path(path)
     if not source.exists():
         raise ValueError(f"{path}: not found, expected something to copy")
+    if not source.is_dir() and source.name.endswith(image_list.SUFFIXES):
+        raise ValueError(
+            f"{path}: a list of images, expected a folder, tar or .rec to copy "
+            "(data.cache=disk)"
+        )
     files = sorted(_files(source)) if source.is_dir() else [("", _size(source))]
     text = repr((str(path), files)).encode()
     name = f"{source.name}-{hashlib.sha256(text).hexdigest()[:12]}"
@@ -52,18 +58,19 @@ def copy_to_disk(path: str, cache_dir: str = "") -> str:
     if (folder / COMPLETE).exists():
         return str(target)
     folder.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, sum(size for _, size in files))
-    with tqdm(total=len(files), unit="file", desc=f"copying {source.name}") as bar:
-        for relative, size in files:
-            copy = target / relative if relative else target
-            if not (copy.exists() and copy.stat().st_size == size):
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                temporary = copy.with_name(f"{copy.name}.tmp")
-                (source / relative if relative else source).copy(
-                    temporary, overwrite=True
-                )
-                os.replace(temporary, copy)
-            bar.update()
+    copies = {name: target / name if name else target for name, _ in files}
+    todo = [
+        (name, size)
+        for name, size in files
+        if not (copies[name].exists() and copies[name].stat().st_size == size)
+    ]
+    _check_space(folder, sum(size for _, size in todo))
+    for name, _ in tqdm(todo, unit="file", desc=f"copying {source.name}"):
+        copy = copies[name]
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        temporary = copy.with_name(f"{copy.name}.tmp")
+        (source / name if name else source).copy(temporary, overwrite=True)
+        os.replace(temporary, copy)
     (folder / COMPLETE).touch()
     return str(target)
 

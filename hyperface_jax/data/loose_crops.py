@@ -11,7 +11,7 @@ from hyperface_jax.data import alignment
 from hyperface_jax.data.decode import decode_rgb
 from hyperface_jax.data.face_set import FaceSet, fingerprint_of, sample_of
 from hyperface_jax.data.image_files import FolderReader
-from hyperface_jax.data.records import BadRecordError, Record
+from hyperface_jax.data.records import BadRecordError, Record, file_error
 
 
 class AlignedSource:
@@ -66,7 +66,7 @@ class AlignedSource:
             points = self._landmarks[row]
             face = alignment.align(pixels, points, self._size, min_fit=0)
         except OSError as error:
-            return BadRecordError(f"{name}: {error.strerror or error}")
+            return file_error(name, error)
         except ValueError as error:
             return BadRecordError(f"{name}: {error}")
         return {"image": face, "label": int(row), "id": name}

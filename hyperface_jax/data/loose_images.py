@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from etils import epath
@@ -65,7 +66,7 @@ def open_any(path: str, lines: Iterable[str] = ()) -> FaceSet:
 def _images_below(root: Path) -> Iterator[Path]:
     """Images at any depth; links to folders are followed, but not in circles."""
     visited = set()
-    for folder, below, files in os.walk(root, followlinks=True):
+    for folder, below, files in os.walk(root, onerror=_fail, followlinks=True):
         real = os.path.realpath(folder)
         if real in visited:
             below.clear()
@@ -77,6 +78,11 @@ def _images_below(root: Path) -> Iterator[Path]:
             path = Path(folder, name)
             if is_image(name) and path.is_file():
                 yield path
+
+
+def _fail(error: OSError) -> NoReturn:
+    """A folder that cannot be read is not an empty one."""
+    raise error
 
 
 def of_files(name: str, paths: Sequence[Path], ids: Sequence[str]) -> FaceSet:

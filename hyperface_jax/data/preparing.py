@@ -7,6 +7,7 @@ the dataset visible. TFDS's own preparation writes to a random folder and starts
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -34,6 +35,8 @@ VERSION = "1.0.0"
 SPLIT = "train"
 _PARTS = "parts"
 _PLAN = "plan.json"
+_NOT_THERE = os.strerror(errno.ENOENT)  # how `records.file_error` ends then
+_MOST_MISSING = 0.1  # of all: above, the source has gone, and not a few of its files
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,6 @@ class Written:
         return map(shards.read_part, self.part_paths)
 
 
-def shard_name(name: str, index: int, count: int) -> str:
-    """TFDS's name of a shard."""
-    return f"{name}-{SPLIT}.array_record-{index:05d}-of-{count:05d}"
-
-
 def write_shards(
     faces: FaceSet, final: Path, *, name: str, options: Options
 ) -> Written:
@@ -95,13 +93,16 @@ def write_shards(
       options: see there.
 
     Raises:
-      ValueError: another preparation is under way there, or nothing passed.
+      ValueError: another preparation is under way there, nothing passed, or the source
+        is not there any more.
+      OSError: a file cannot be read or written.
     """
     folder = final.with_name(f"{final.name}.incomplete")
     how = options.aligner.fingerprint if options.aligner else ""
     count = max(-(-len(faces) // options.images_per_shard), 1)
     _claim(folder, faces, name, options)
-    paths = [folder / shard_name(name, k, count) for k in range(count)]
+    kind = f"{name}-{SPLIT}.array_record"  # TFDS's names
+    paths = [folder / f"{kind}-{k:05d}-of-{count:05d}" for k in range(count)]
     part_paths = [folder / _PARTS / f"{k:05d}.npz" for k in range(count)]
     missing = [k for k in range(count) if not shards.is_done(paths[k], part_paths[k])]
     with tqdm(total=len(faces), unit="image", desc=f"preparing {name}") as bar:
@@ -116,15 +117,24 @@ def write_shards(
         for images in _run(todo, options.workers):
             bar.update(images)
     written = Written(folder, final, part_paths, list(faces.rejected.items()), how)
-    rejected, kept = written.rejected, 0
-    for part in written.parts():
+    rejected, kept, missing = written.rejected, 0, []
+    for path, part in zip(part_paths, written.parts(), strict=True):
         rejected += [_named(faces, *item) for item in part.rejected]
         kept += len(part.rows)
+        gone = [why for *_, why in part.rejected if why.endswith(_NOT_THERE)]
+        missing += [(path, why) for why in gone]
     if not kept:
         shutil.rmtree(folder)
         raise ValueError(
             f"{faces.name}: none of {len(faces)} images can be used, the first: "
             f"{rejected[0]}"
+        )
+    if len(missing) > _MOST_MISSING * len(faces):
+        for path in {path for path, _ in missing}:
+            path.unlink()  # to be written again
+        raise ValueError(
+            f"{faces.name}: {len(missing)} of {len(faces)} files are not there, the "
+            f"first: {missing[0][1]}; the same command goes on when they are"
         )
     return written
 

@@ -11,6 +11,10 @@ class BadRecordError(ValueError):
     """A record that cannot be used; the message says why."""
 
 
+class UnreadableFileError(BadRecordError):
+    """The file system did not give a file that is there: it may the next time."""
+
+
 Record = dict[str, Any] | BadRecordError
 """`image` (encoded bytes, or pixels uint8 [H, W, 3]), `label` (int) and `id` (str); or
 why there is none."""
@@ -93,9 +97,10 @@ class ImageSource:
     def _record(self, row: int) -> Record:
         try:
             image = self._read(row)
-        except (OSError, ValueError) as error:  # a path may hold a NUL
-            why = getattr(error, "strerror", None) or error
-            return BadRecordError(f"{self._ids[row]}: {why}")
+        except OSError as error:
+            return file_error(self._ids[row], error)
+        except ValueError as error:  # a path may hold a NUL
+            return BadRecordError(f"{self._ids[row]}: {error}")
         return {"image": image, "label": int(self._labels[row]), "id": self._ids[row]}
 
     def take(self, rows: np.ndarray) -> "ImageSource":
@@ -104,6 +109,13 @@ class ImageSource:
         return ImageSource(
             self._read.take(rows), self._labels[rows], ids, threads=self._threads
         )
+
+
+def file_error(name: str, error: OSError) -> BadRecordError:
+    """What stands in the place of a record whose file could not be read."""
+    missing = isinstance(error, FileNotFoundError)
+    kind = BadRecordError if missing else UnreadableFileError
+    return kind(f"{name}: {error.strerror or error}")
 
 
 class ConcatSource:

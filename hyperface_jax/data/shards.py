@@ -22,7 +22,12 @@ from PIL import Image
 
 from hyperface_jax.data.decode import FORMATS, MAX_PIXELS, BadImageError, decode_rgb
 from hyperface_jax.data.face_crops import Aligner
-from hyperface_jax.data.records import BadRecordError, Record, RecordSource
+from hyperface_jax.data.records import (
+    BadRecordError,
+    Record,
+    RecordSource,
+    UnreadableFileError,
+)
 from hyperface_jax.data.shard_source import serialise
 
 # One record a group: random access reads no neighbours. JPEG does not shrink further,
@@ -117,7 +122,11 @@ def check_record(task: ShardTask, k: int, record: Record) -> tuple[bytes, str]:
 
 
 def examples(task: ShardTask, rejected: list[tuple[int, str, str]]) -> Iterator[tuple]:
-    """(k, image, label, id, hash, size) of the records that pass; fills `rejected`."""
+    """(k, image, label, id, hash, size) of the records that pass; fills `rejected`.
+
+    Raises:
+      OSError: a file is there and cannot be read.
+    """
     for start in range(0, len(task.source), _CHUNK):
         rows = range(start, min(start + _CHUNK, len(task.source)))
         for k, record in zip(rows, task.source.__getitems__(rows), strict=True):
@@ -127,6 +136,8 @@ def examples(task: ShardTask, rejected: list[tuple[int, str, str]]) -> Iterator[
                 if task.aligner is not None:
                     image = task.aligner(image, id_)
                 size = image_size(image)
+            except UnreadableFileError as error:
+                raise OSError(f"{error} (the same command goes on from here)") from None
             except BadRecordError as error:
                 name = "" if isinstance(record, BadRecordError) else record["id"]
                 rejected.append((task.first_row + k, name, str(error)))

@@ -210,9 +210,13 @@ def read_enrolment(file: epath.Path, template_ids: Int[np.ndarray, " T"]) -> Enr
     rows_of = _row_finder(template_ids)
     subject_of: dict[int, int] = {}
     for number, line in read_lines(file):
-        if number == 1:  # the header
-            continue
         fields = line.split(b",", 2)
+        if number == 1:
+            if fields[0].strip().isdigit():
+                raise line_error(
+                    file, 1, f"found {line.decode().strip()!r}, expected a header"
+                )
+            continue
         if len(fields) < 2:
             raise line_error(file, number, f"{len(fields)} columns, expected 2 or more")
         template = whole_number(fields[0], "template", file, number)

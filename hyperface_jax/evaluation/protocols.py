@@ -1,14 +1,17 @@
 """The protocols by name, and how to run them on test sets."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from hyperface_jax.evaluation import image_protocols, template_protocols, verification
-from hyperface_jax.evaluation.embedded import Embedded
+from hyperface_jax.evaluation.embedded import Embedded, needed_rows
 from hyperface_jax.evaluation.pictures import with_pictures
 from hyperface_jax.evaluation.results import ProtocolResult, result_of
+
+log = logging.getLogger(__name__)
 
 PROTOCOLS: dict[str, Callable[[Embedded], ProtocolResult | None]] = {
     "verification": image_protocols.verify_folds,
@@ -38,10 +41,11 @@ def run_protocols(
       image_size: of these pictures.
 
     Raises:
-      ValueError: embeddings hold NaN, or are not enough; with the set and the protocol.
+      ValueError: embeddings hold NaN, are not enough or all missing; with the set.
     """
     results = []
     for embedded in sets:
+        _report_unreadable(embedded)
         for name in names:
             try:
                 result = PROTOCOLS[name](embedded)
@@ -57,6 +61,18 @@ def run_protocols(
     if "combined" in names:
         results += combine(results)
     return results
+
+
+def _report_unreadable(embedded: Embedded) -> None:
+    """Says how many images count as without a face; all of them are an error."""
+    if not embedded.unreadable:
+        return
+    images, first = len(needed_rows(embedded.data)), min(embedded.unreadable)
+    what = f"{embedded.data.name}: {len(embedded.unreadable)} of {images} images"
+    what += f" have no embedding, the first: {embedded.unreadable[first]}"
+    if len(embedded.unreadable) == images:
+        raise ValueError(what)
+    log.warning("%s", what)
 
 
 def combine(results: Sequence[ProtocolResult]) -> list[ProtocolResult]:

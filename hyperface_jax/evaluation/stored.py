@@ -154,6 +154,7 @@ class EmbeddingStore:
                 dtype=np.float32,
                 shape=(len(ids), views, dimension),
             ).flush()
+            _reserve(made / ARRAY)
             (made / META).write_text(json.dumps(meta, indent=1))
             made.chmod(0o755)
             made.rename(folder)
@@ -240,3 +241,16 @@ class EmbeddingStore:
 
     def _done(self, number: int) -> Path:
         return self._folder / DONE / f"{number:05d}.json"
+
+
+def _reserve(path: Path) -> None:
+    """Takes a file's space now: a full disk under a memory map kills the process."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            why = f"{error.strerror}, {size / 1e6:.1f} MB needed"
+            raise OSError(error.errno, why, str(path.parent)) from None

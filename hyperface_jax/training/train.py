@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -143,6 +144,8 @@ def train(
             waited = time.monotonic()
             batch = next(batches)
             clock.waiting += time.monotonic() - waited
+            if not batch["weight"].any():
+                raise _no_image(step, reader.bad_records)
             state, metrics = run.step(state, sharding.put_batch(run.mesh, batch))
             clock.steps += 1
             # Sums stay on the device: between log lines the host never waits for it.
@@ -186,6 +189,15 @@ def _validate(run: Experiment, state: TrainState, clock: Clock) -> dict[str, flo
     for key, value in list(headline.items())[:1]:
         log.info("step %d: %s = %.4f", int(state.step), key, value)
     return metrics
+
+
+def _no_image(step: int, bad_records: Mapping[int, str]) -> ValueError:
+    """A batch of nothing is a source that has gone, not a few bad files."""
+    first = next(iter(bad_records.values()), "")
+    return ValueError(
+        f"step {step}: no image of this batch can be read ({len(bad_records)} cannot "
+        f"so far, the first: {first})"
+    )
 
 
 def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
