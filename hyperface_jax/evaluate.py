@@ -206,7 +206,10 @@ def _open_model(a: argparse.Namespace) -> _Opened:
             embedding=embedder.facts,
         )
         measured = workdir.read_json(out / workdir.RESULTS)
-        model_card.write(folder, model_card.with_results(made.card, measured))
+        try:
+            model_card.write(folder, model_card.with_results(made.card, measured))
+        except ValueError as error:  # somebody else's model: the report is ours
+            log.warning("%s; its card does not say what was measured", error)
 
     return _Opened(folder, embedder, [], report)
 

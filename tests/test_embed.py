@@ -183,6 +183,10 @@ def test_a_folder_of_embeddings_is_mended_or_refused(tmp_path):
     array.write_bytes(array.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"e/embeddings.npy: damaged"):
         call(embed, *where)
+    array.write_bytes(b"")
+    done.unlink()
+    with pytest.raises(ValueError, match=r"e/embeddings.npy: damaged"):
+        call(embed, *where)
     meta = tmp_path / "e" / "meta.json"
     facts = json.loads(meta.read_text())
     for broken in (None, facts | {"part_images": 0}, facts | {"rows": "3"}):

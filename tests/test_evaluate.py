@@ -194,6 +194,11 @@ def test_zero_embeddings_of_others_count_as_unreadable(tmp_path, lfw, caplog):
     )
     assert result.counts["unreadable_images"] == 2
     assert "lfw: 2 of 80 images have no embedding, the first: " in caplog.text
+    run(
+        *("--set", lfw, "--embeddings", tmp_path / "a.npy"),
+        *("--out", tmp_path / "none", "--protocols", "open_set"),
+    )
+    assert "lfw: it offers none of the protocols open_set; nothing" in caplog.text
     np.save(tmp_path / "a.npy", 0 * views)
     with pytest.raises(ValueError, match=r"lfw: 80 of 80 images have no embedding"):
         run(

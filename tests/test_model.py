@@ -264,7 +264,9 @@ def test_a_model_without_its_card_has_a_poor_one(tmp_path):
         model.load(folder)
 
 
-def test_a_model_is_evaluated_and_its_card_gets_the_thresholds(run, tmp_path):
+def test_a_model_is_evaluated_and_its_card_gets_the_thresholds(
+    run, tmp_path, monkeypatch, caplog
+):
     _, faces = run
     folder = model.save(made(), tmp_path / "m")
     arguments = [
@@ -289,6 +291,13 @@ def test_a_model_is_evaluated_and_its_card_gets_the_thresholds(run, tmp_path):
     more = ["--protocols", "verification", "--out", other]
     p = evaluate.parser().parse_args([*map(str, arguments), *more])
     assert evaluate.evaluate_files(p)[0].metrics == results[0].metrics
+
+    def not_ours(*_):
+        raise ValueError("model_card.md: cannot be written (Permission denied)")
+
+    monkeypatch.setattr(model_card, "write", not_ours)
+    assert evaluate.evaluate_files(p)[0].metrics == results[0].metrics
+    assert "denied); its card does not say what was measured" in caplog.text
     with pytest.raises(ValueError, match=r"--set missing: .* is a model without data"):
         evaluate.evaluate_files(
             evaluate.parser().parse_args(["--workdir", str(folder)])

@@ -251,6 +251,9 @@ def test_faiss_leaves_out_zero_rows(rng):
     assert found.blank_gallery.tolist() == list(range(0, 30, 2))
     with pytest.raises(ValueError, match="15 rows of gallery are not 0, expected 20"):
         faiss_index.search(gallery, probes, 1, "ivf:20,1")
+    for kind in ("hnsw:99999999999,10", "hnsw:16,99999999999", "hnsw:1,10"):
+        with pytest.raises(ValueError, match=r"expected 2 to 1024 and at most 2147"):
+            faiss_index.search(gallery, probes, 1, kind)
     with pytest.raises(ValueError, match="31 cells, expected at most 30"):
         faiss_index.search(gallery, probes, 1, "ivf:31,1")
 

@@ -21,6 +21,7 @@ from hyperface_jax.evaluation.nearest import NAMES, Nearest, Rows
 _BLOCK = 16384
 _TRAINED = 64  # rows a cell from which cells are made, at most
 _SEED = 0
+_MOST_LINKS, _MOST_EFFORT = 1024, 2**31 - 1  # C integers, and memory
 _KINDS = re.compile(r"faiss|(ivf|hnsw):([1-9]\d*),([1-9]\d*)")
 
 
@@ -102,8 +103,11 @@ def build(gallery: Rows, kind: str, name: str) -> tuple[Any, np.ndarray, np.ndar
         index.train(unit[~zero].astype(np.float32))
     elif method == "hnsw":
         links, effort = map(int, numbers)
-        if links < 2:
-            raise ValueError(f"index {kind}: {links} links, expected at least 2")
+        if not 2 <= links <= _MOST_LINKS or effort > _MOST_EFFORT:
+            raise ValueError(
+                f"index {kind}: {links} links and effort {effort}, expected 2 to "
+                f"{_MOST_LINKS} and at most {_MOST_EFFORT}"
+            )
         index = faiss.IndexHNSWFlat(size, links, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efSearch = effort
     else:

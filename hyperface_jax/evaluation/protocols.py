@@ -46,6 +46,7 @@ def run_protocols(
     results = []
     for embedded in sets:
         _report_unreadable(embedded)
+        before = len(results)
         for name in names:
             try:
                 result = PROTOCOLS[name](embedded)
@@ -58,6 +59,12 @@ def run_protocols(
             if hardest and len(result.scores):
                 result = with_pictures(result, embedded, hardest, image_size)
             results.append(dataclasses.replace(result, test_set=embedded.data.name))
+        if len(results) == before:
+            log.warning(
+                "%s: it offers none of the protocols %s; nothing is measured",
+                embedded.data.name,
+                ", ".join(names) or "(none)",
+            )
     if "combined" in names:
         results += combine(results)
     return results

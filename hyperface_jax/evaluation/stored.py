@@ -194,7 +194,11 @@ class EmbeddingStore:
         self, number: int, rows: range, views: np.ndarray, unreadable: Mapping[int, str]
     ) -> None:
         """Stores one part; it counts from the moment its file in done/ exists."""
-        array = np.load(self._folder / ARRAY, mmap_mode="r+")
+        where = self._folder / ARRAY
+        try:
+            array = np.load(where, mmap_mode="r+")
+        except (EOFError, ValueError) as error:  # cut off by something else
+            raise ValueError(f"{where}: damaged ({error!s:.160})") from None
         array[rows.start : rows.stop] = views
         array.flush()
         temporary = self._done(number).with_suffix(".tmp")
