@@ -17,7 +17,7 @@ from pathlib import Path
 import lfw_study
 import numpy as np
 from lfw_descriptors import DESCRIPTORS
-from side_by_side import (
+from side_by_side_runs import (
     LOSSES,
     TESTED_ON,
     TUNED_ON,
@@ -211,6 +211,7 @@ def ablation_table(out: Path) -> list[str]:
         "| loss | change | area | accuracy |",
         "|---|---|---:|---:|",
     ]
+    shown: set[str] = set()
     for run in ablations(out):
         facts = facts_of(out, run)
         if facts is None:
@@ -223,7 +224,8 @@ def ablation_table(out: Path) -> list[str]:
         best = best_of(out, run.loss)
         base = facts_of(out, best) if best else None
         for what, row in (("as chosen", base), (change, facts)):
-            if row is not None:
+            again = row is base and run.loss.name in shown
+            if row is not None and not again:
                 m = row["measures"]
                 cells = (
                     "diverged |"
@@ -231,6 +233,7 @@ def ablation_table(out: Path) -> list[str]:
                     else f"{m['auc']:.4f} | {m['accuracy']:.4f}"
                 )
                 lines.append(f"| {run.loss.name} | {what} | {cells} |")
+        shown.add(run.loss.name)
     return lines
 
 

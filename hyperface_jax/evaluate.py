@@ -206,8 +206,9 @@ def _open_model(a: argparse.Namespace) -> _Opened:
             embedding=embedder.facts,
         )
         measured = workdir.read_json(out / workdir.RESULTS)
+        card = model_card.with_results(made.card, measured)
         try:
-            model_card.write(folder, model_card.with_results(made.card, measured))
+            model_card.write(folder, card)
         except ValueError as error:  # somebody else's model: the report is ours
             log.warning("%s; its card does not say what was measured", error)
 

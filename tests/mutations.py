@@ -1,6 +1,8 @@
 """Bytes flipped, cut out, put in and overwritten, as hypothesis draws them."""
 
+import contextlib
 import struct
+import tracemalloc
 
 from hypothesis import strategies as st
 
@@ -28,3 +30,15 @@ def mutate(data: bytes, mutations) -> bytes:
         elif kind == "word":
             out[at & ~3 : (at & ~3) + 4] = struct.pack("<I", value)
     return bytes(out)
+
+
+@contextlib.contextmanager
+def at_most(megabytes: int):
+    """Fails if Python and NumPy hold more than that at once."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < megabytes << 20

@@ -1,5 +1,6 @@
 """`python -m hyperface_jax.embed`: what it writes, goes on with and refuses."""
 
+import errno
 import json
 import os
 
@@ -66,7 +67,10 @@ def test_embeddings_of_two_networks_are_not_compared(tmp_path):
 
 def test_a_full_disk_is_one_line_and_no_bus_error(tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def cannot(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     folder = tmp_path / "store"
@@ -75,6 +79,11 @@ def test_a_full_disk_is_one_line_and_no_bus_error(tmp_path, monkeypatch):
             folder, ["a"], views=1, dimension=8, images="", weights=""
         )
     assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(os, "posix_fallocate", cannot)
+    stored.EmbeddingStore.create(
+        folder, ["a"], views=1, dimension=8, images="", weights=""
+    )
+    assert folder.exists()
 
 
 def test_embeddings_of_a_folder_and_of_listed_paths(tmp_path):
@@ -117,13 +126,8 @@ def test_an_embedding_run_goes_on_where_it_was_killed(tmp_path, monkeypatch):
         return create(*arguments, part_images=2, **settings)
 
     monkeypatch.setattr(stored.EmbeddingStore, "create", in_small_parts)
-    arguments = (
-        tmp_path / "m",
-        "--source",
-        tmp_path / "faces",
-        "--out",
-        tmp_path / "e.npz",
-    )
+    source, out = tmp_path / "faces", tmp_path / "e.npz"
+    arguments = (tmp_path / "m", "--source", source, "--out", out)
     write = stored.EmbeddingStore.write
 
     def killed(self, number, *more):
@@ -216,13 +220,8 @@ def test_a_network_that_gives_nan_is_said(tmp_path, monkeypatch):
 def test_images_that_are_no_crops_are_refused(tmp_path):
     model.save(made(), tmp_path / "m")
     write_images(tmp_path / "faces", size=48)
-    arguments = (
-        tmp_path / "m",
-        "--source",
-        tmp_path / "faces",
-        "--out",
-        tmp_path / "e.npz",
-    )
+    source, out = tmp_path / "faces", tmp_path / "e.npz"
+    arguments = (tmp_path / "m", "--source", source, "--out", out)
     with pytest.raises(
         ValueError, match=r"0: is 48x48, expected an aligned crop of 32x"
     ):

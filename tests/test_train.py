@@ -11,6 +11,7 @@ import toy
 
 from hyperface_jax import config as config_lib
 from hyperface_jax import evaluate, workdir
+from hyperface_jax.data import pipeline
 from hyperface_jax.evaluation import embedding_files
 from hyperface_jax.training import metric_writer, run_evaluation, train
 from hyperface_jax.training.checkpoint import FOLDER
@@ -238,9 +239,25 @@ def test_training_on_nothing_is_an_error(faces, tmp_path):
     for path in (tmp_path / "images").rglob("*.jpg"):
         path.write_bytes(b"junk")
     with pytest.raises(
-        ValueError, match=r"step 1: no image of this batch .* not an image, 4 byt"
+        ValueError, match=r"step 2: no image of the last 2 batches .* not an ima"
     ):
         train.train_and_evaluate(config.lock(), tmp_path / "run")
+
+
+def test_a_few_batches_without_an_image_end_nothing(faces, tmp_path, monkeypatch):
+    read, empty = pipeline.BatchReader.__call__, []
+
+    def reads(self, indices):
+        batch = read(self, indices)
+        if len(empty) < 3:
+            empty.append(batch["weight"])
+            batch["weight"][:] = 0
+        return batch
+
+    monkeypatch.setattr(pipeline.BatchReader, "__call__", reads)
+    state = train.train_and_evaluate(small_config(faces, train__steps=5), tmp_path)
+    assert len(empty) == 3
+    assert int(state.step) == 5
 
 
 def test_another_config_in_the_same_workdir_is_refused(faces, finished):

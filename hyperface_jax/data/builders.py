@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib.util
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -138,7 +137,7 @@ def prepare_with_beam(
     )
     kept = builder.info.splits[preparing.SPLIT].num_examples
     if not kept:
-        shutil.rmtree(builder.data_dir)
+        builder.data_path.rmtree()
         raise ValueError(f"{config.path}: none of {images} images can be used")
     if kept < images:
         log.warning("%d of %d images are left out", images - kept, images)

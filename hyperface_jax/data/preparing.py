@@ -7,7 +7,6 @@ the dataset visible. TFDS's own preparation writes to a random folder and starts
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from hyperface_jax.data import shards
 from hyperface_jax.data.face_crops import Aligner
 from hyperface_jax.data.face_set import FaceSet
+from hyperface_jax.data.records import NOT_THERE
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ VERSION = "1.0.0"
 SPLIT = "train"
 _PARTS = "parts"
 _PLAN = "plan.json"
-_NOT_THERE = os.strerror(errno.ENOENT)  # how `records.file_error` ends then
 _MOST_MISSING = 0.1  # of all: above, the source has gone, and not a few of its files
 
 
@@ -104,37 +103,37 @@ def write_shards(
     kind = f"{name}-{SPLIT}.array_record"  # TFDS's names
     paths = [folder / f"{kind}-{k:05d}-of-{count:05d}" for k in range(count)]
     part_paths = [folder / _PARTS / f"{k:05d}.npz" for k in range(count)]
-    missing = [k for k in range(count) if not shards.is_done(paths[k], part_paths[k])]
+    todo = [k for k in range(count) if not shards.is_done(paths[k], part_paths[k])]
     with tqdm(total=len(faces), unit="image", desc=f"preparing {name}") as bar:
-        finished = (count - len(missing)) * options.images_per_shard
+        finished = (count - len(todo)) * options.images_per_shard
         if finished:
-            log.info("%d of %d shards are there already", count - len(missing), count)
+            log.info("%d of %d shards are there already", count - len(todo), count)
             bar.update(min(finished, len(faces)))
-        todo = (
+        tasks = (
             shard_task(faces, k, options, str(paths[k]), str(part_paths[k]))
-            for k in missing
+            for k in todo
         )
-        for images in _run(todo, options.workers):
+        for images in _run(tasks, options.workers):
             bar.update(images)
     written = Written(folder, final, part_paths, list(faces.rejected.items()), how)
-    rejected, kept, missing = written.rejected, 0, []
+    rejected, kept, gone = written.rejected, 0, []
     for path, part in zip(part_paths, written.parts(), strict=True):
         rejected += [_named(faces, *item) for item in part.rejected]
         kept += len(part.rows)
-        gone = [why for *_, why in part.rejected if why.endswith(_NOT_THERE)]
-        missing += [(path, why) for why in gone]
+        missing = [why for *_, why in part.rejected if why.endswith(NOT_THERE)]
+        gone += [(path, why) for why in missing]
     if not kept:
         shutil.rmtree(folder)
         raise ValueError(
             f"{faces.name}: none of {len(faces)} images can be used, the first: "
             f"{rejected[0]}"
         )
-    if len(missing) > _MOST_MISSING * len(faces):
-        for path in {path for path, _ in missing}:
+    if len(gone) > _MOST_MISSING * len(faces):
+        for path in {path for path, _ in gone}:
             path.unlink()  # to be written again
         raise ValueError(
-            f"{faces.name}: {len(missing)} of {len(faces)} files are not there, the "
-            f"first: {missing[0][1]}; the same command goes on when they are"
+            f"{faces.name}: {len(gone)} of {len(faces)} files are not there, the "
+            f"first: {gone[0][1]}; the same command goes on when they are"
         )
     return written
 

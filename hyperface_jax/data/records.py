@@ -1,5 +1,7 @@
 """What a source of images is, and the errors of a single record."""
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -9,6 +11,10 @@ import numpy as np
 
 class BadRecordError(ValueError):
     """A record that cannot be used; the message says why."""
+
+
+NOT_THERE = os.strerror(errno.ENOENT)
+"""How the message of a record ends whose file is missing."""
 
 
 class UnreadableFileError(BadRecordError):
@@ -113,9 +119,9 @@ class ImageSource:
 
 def file_error(name: str, error: OSError) -> BadRecordError:
     """What stands in the place of a record whose file could not be read."""
-    missing = isinstance(error, FileNotFoundError)
-    kind = BadRecordError if missing else UnreadableFileError
-    return kind(f"{name}: {error.strerror or error}")
+    if isinstance(error, FileNotFoundError):
+        return BadRecordError(f"{name}: {NOT_THERE}")
+    return UnreadableFileError(f"{name}: {error.strerror or error}")
 
 
 class ConcatSource:

@@ -125,7 +125,7 @@ def examples(task: ShardTask, rejected: list[tuple[int, str, str]]) -> Iterator[
     """(k, image, label, id, hash, size) of the records that pass; fills `rejected`.
 
     Raises:
-      OSError: a file is there and cannot be read.
+      UnreadableFileError: a file is there and cannot be read.
     """
     for start in range(0, len(task.source), _CHUNK):
         rows = range(start, min(start + _CHUNK, len(task.source)))
@@ -136,8 +136,8 @@ def examples(task: ShardTask, rejected: list[tuple[int, str, str]]) -> Iterator[
                 if task.aligner is not None:
                     image = task.aligner(image, id_)
                 size = image_size(image)
-            except UnreadableFileError as error:
-                raise OSError(f"{error} (the same command goes on from here)") from None
+            except UnreadableFileError:
+                raise  # an image that is there is not left out
             except BadRecordError as error:
                 name = "" if isinstance(record, BadRecordError) else record["id"]
                 rejected.append((task.first_row + k, name, str(error)))
@@ -150,6 +150,8 @@ def write_shard(task: ShardTask) -> int:
     temporary = Path(f"{task.path}.tmp")
     try:
         return _write(task, temporary)
+    except UnreadableFileError as error:
+        raise OSError(f"{error}; the same command goes on from here") from None
     except RuntimeError as error:  # array_record's, of a full disk for example
         why = " ".join(str(error).split())[:200]
         raise OSError(f"{task.path}: cannot be written ({why})") from None

@@ -11,6 +11,7 @@ memory-mapped.
 """
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -256,5 +257,7 @@ def _reserve(path: Path) -> None:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                return  # a file system that cannot do so
             why = f"{error.strerror}, {size / 1e6:.1f} MB needed"
             raise OSError(error.errno, why, str(path.parent)) from None

@@ -26,6 +26,8 @@ from hyperface_jax.training.train_state import TrainState
 
 log = logging.getLogger(__name__)
 
+_EMPTY_BATCHES = 8  # in a row, of this host
+
 
 class NonFiniteError(ValueError):
     """The loss or a gradient was not finite."""
@@ -132,7 +134,7 @@ def train(
     batches = run.batches(reader, start)
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
     sums: Any = None
-    clock = Clock()
+    clock, empty = Clock(), 0
     log.info("compiling the step; the first batches take a while")
     with (
         tqdm(
@@ -144,8 +146,9 @@ def train(
             waited = time.monotonic()
             batch = next(batches)
             clock.waiting += time.monotonic() - waited
-            if not batch["weight"].any():
-                raise _no_image(step, reader.bad_records)
+            empty = 0 if batch["weight"].any() else empty + 1
+            if empty >= min(_EMPTY_BATCHES, stop - start):
+                raise _no_image(step, empty, reader.bad_records)
             state, metrics = run.step(state, sharding.put_batch(run.mesh, batch))
             clock.steps += 1
             # Sums stay on the device: between log lines the host never waits for it.
@@ -191,13 +194,10 @@ def _validate(run: Experiment, state: TrainState, clock: Clock) -> dict[str, flo
     return metrics
 
 
-def _no_image(step: int, bad_records: Mapping[int, str]) -> ValueError:
-    """A batch of nothing is a source that has gone, not a few bad files."""
-    first = next(iter(bad_records.values()), "")
-    return ValueError(
-        f"step {step}: no image of this batch can be read ({len(bad_records)} cannot "
-        f"so far, the first: {first})"
-    )
+def _no_image(step: int, batches: int, bad_records: Mapping[int, str]) -> ValueError:
+    """The source has gone: a small batch may be unlucky, but not so many."""
+    what = f"step {step}: no image of the last {batches} batches can be read"
+    return ValueError(f"{what}, the first: {next(iter(bad_records.values()))}")
 
 
 def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
