@@ -125,6 +125,13 @@ def test_mutated_pickles_are_read_or_refused(data, mutations):
         safe_pickle.load_pickle(mutate(data, mutations))
 
 
+def test_a_bin_that_is_cut_off_is_said_so(tmp_path):
+    path = tmp_path / "cut.bin"
+    path.write_bytes(pickle.dumps(([b"abc", b"de"], [True]), 2)[:-4])
+    with pytest.raises(ValueError, match=r"cut\.bin: damaged .*it ends too early"):
+        bin_set.read_bin(path)
+
+
 def test_a_bin_that_is_not_there_is_said_without_a_number(tmp_path):
     with pytest.raises(ValueError, match=r"no\.bin: No such file or directory$"):
         bin_set.read_bin(tmp_path / "no.bin")

@@ -239,7 +239,7 @@ def test_training_on_nothing_is_an_error(faces, tmp_path):
     for path in (tmp_path / "images").rglob("*.jpg"):
         path.write_bytes(b"junk")
     with pytest.raises(
-        ValueError, match=r"step 2: no image of the last 2 batches .* not an ima"
+        ValueError, match=r"step 2: no image of 2 batches in a row .* not an imag"
     ):
         train.train_and_evaluate(config.lock(), tmp_path / "run")
 

@@ -96,6 +96,13 @@ _Python: Any = pickle._Unpickler  # type: ignore[attr-defined]
 class Cautious(_Python):
     """Without instructions that allocate before they read, or reach outside a file."""
 
+    def load(self) -> Any:
+        """What the pickle describes."""
+        try:
+            return super().load()
+        except EOFError:
+            raise EOFError("it ends too early") from None
+
     def _bytearray(self) -> None:
         (count,) = struct.unpack("<Q", self.read(8))  # may be a lie
         data = self.read(count)

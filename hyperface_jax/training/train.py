@@ -196,7 +196,7 @@ def _validate(run: Experiment, state: TrainState, clock: Clock) -> dict[str, flo
 
 def _no_image(step: int, batches: int, bad_records: Mapping[int, str]) -> ValueError:
     """The source has gone: a small batch may be unlucky, but not so many."""
-    what = f"step {step}: no image of the last {batches} batches can be read"
+    what = f"step {step}: no image of {batches} batches in a row can be read"
     return ValueError(f"{what}, the first: {next(iter(bad_records.values()))}")
 
 
