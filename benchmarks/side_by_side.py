@@ -23,8 +23,9 @@ instead of random weights: one that was trained on rendered faces, say.
 
 NFN and SFN let m grow from 1 in the first half: with a margin from the start their
 lengths vanish (benchmarks/RESULTS.md, stability). A run leaves <out>/<name>.json (what
-was run, versions, commit, measures) and .npz (scores); runs that are there are not
-repeated, and `--part I/N` takes a part of them, for several processes.
+was run, versions, commit, measures, which of the fold's pairs were decided wrongly) and
+.npz (scores); runs that are there are not repeated, and `--part I/N` takes a part of
+them, for several processes.
 """
 
 import argparse
@@ -175,11 +176,12 @@ def train_and_measure(run: Run, out: Path, lfw: str, pairs: str, start: str) -> 
                 state = train.train(made, state, checkpoints, writer)
                 measures, arrays = measure(made, state)
                 np.savez(out / f"{run.key}.npz", allow_pickle=False, **arrays)
+                wrong = np.flatnonzero(~arrays["right"]).tolist()
             except train.NonFiniteError as error:
-                measures = {"diverged": str(error)}
+                measures, wrong = {"diverged": str(error)}, []
             finally:
                 writer.close()
-    facts |= {"measures": measures, "versions": workdir.versions()}
+    facts |= {"measures": measures, "wrong": wrong, "versions": workdir.versions()}
     facts["seconds"] = round(time.monotonic() - started, 1)
     result.write_text(json.dumps(facts, indent=1))
     print(f"{run.key}: {json.dumps(measures)}, {facts['seconds']} s", flush=True)

@@ -1,12 +1,14 @@
 """Tables of `side_by_side.py`: settings, losses beside each other, ablations.
 
-    python benchmarks/side_by_side_report.py --out side [--lfw runs/lfw]
+    python benchmarks/side_by_side_report.py --out side --pairs pairs.txt [--lfw runs/lfw]
 
 Only folds that all losses have finished are compared, and only losses that have run.
 Differences to the best baseline (by accuracy on these very folds, which favours it) are
 paired, with intervals from a bootstrap over people: a person drawn twice counts twice
-in genuine pairs, and a pair of two people counts the product. `--lfw` names the folder
-of `lfw_classical.py`, for the sum of everything.
+in genuine pairs, and a pair of two people counts the product. All this is in the runs'
+.json (`--out benchmarks/side_by_side`: those of RESULTS.md); sums need their .npz, too,
+and are left out without. `--lfw` names the folder of `lfw_classical.py`, for the sum of
+everything.
 """
 
 import argparse
@@ -46,6 +48,25 @@ def facts_of(out: Path, run: Run) -> dict | None:
 def arrays_of(out: Path, run: Run) -> dict[str, np.ndarray]:
     with np.load(out / f"{run.key}.npz") as arrays:
         return dict(arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldPairs:
+    """Who is compared in a fold: names of people [n], and whether they are one."""
+
+    first: np.ndarray
+    second: np.ndarray
+    is_genuine: np.ndarray
+
+
+def pairs_of_folds(path: Path) -> list[FoldPairs]:
+    """Of LFW's pairs.txt."""
+    header, *lines = path.read_text().splitlines()
+    fields = [line.split() for line in lines]
+    first = np.asarray([f[0] for f in fields])
+    second = np.asarray([f[0] if len(f) == 3 else f[2] for f in fields])
+    each = np.split(np.stack([first, second]), int(header.split()[0]), axis=1)
+    return [FoldPairs(a, b, a == b) for a, b in each]
 
 
 def tuning_table(out: Path) -> list[str]:
@@ -91,21 +112,29 @@ def finished(out: Path) -> tuple[dict[str, dict[int, Run]], list[int]]:
 
 
 def accuracy_differences(
-    ours: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]], draws: int
+    ours: list[dict], theirs: list[dict], pairs: list[FoldPairs], draws: int
 ) -> tuple[float, float, float]:
-    """Mean over folds of ours minus theirs, and its 95 % interval over people."""
+    """Mean over folds of ours minus theirs, and its 95 % interval over people.
+
+    Args:
+      ours: what the runs left (`facts_of`), one a fold.
+      theirs: the same of the other loss.
+      pairs: of these folds.
+      draws: of the bootstrap.
+    """
     rng = np.random.default_rng(0)
     values = np.zeros(draws + 1)
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(a["first"], b["first"])
-        ends = np.stack([a["first"], a["second"]])
-        people, ends = np.unique(ends, return_inverse=True)
-        gain = a["right"].astype(float) - b["right"]
+    for a, b, compared in zip(ours, theirs, pairs, strict=True):
+        people, ends = np.unique([compared.first, compared.second], return_inverse=True)
+        gain = np.zeros(len(compared.first))
+        gain[a["wrong"]] -= 1
+        gain[b["wrong"]] += 1
         times = rng.multinomial(
             len(people), np.full(len(people), 1 / len(people)), draws
         )
         times = np.vstack([np.ones(len(people), int), times])
-        weight = times[:, ends[0]] * np.where(a["is_genuine"], 1, times[:, ends[1]])
+        of_second = np.where(compared.is_genuine, 1, times[:, ends[1]])
+        weight = times[:, ends[0]] * of_second
         values += (weight @ gain) / weight.sum(axis=1) / len(ours)
     low, high = np.quantile(values[1:], (0.025, 0.975))
     return float(values[0]), float(low), float(high)
@@ -129,10 +158,12 @@ def best_baseline(out: Path, runs, folds: list[int]) -> str:
     return max((name for name in runs if not name.startswith(OURS)), key=accuracy)
 
 
-def loss_table(out: Path, runs, folds: list[int], draws: int, best: str) -> list[str]:
+def loss_table(
+    out: Path, runs, folds: list[int], pairs: list[FoldPairs], draws: int, best: str
+) -> list[str]:
     """The losses beside each other, and their differences to one of them."""
     rows = {name: [facts_of(out, of[k]) for k in folds] for name, of in runs.items()}
-    arrays = {name: [arrays_of(out, of[k]) for k in folds] for name, of in runs.items()}
+    compared = [pairs[k - 1] for k in folds]
     mean = {
         name: {m: np.mean([r["measures"][m] for r in found]) for m in MEASURES}
         for name, found in rows.items()
@@ -149,7 +180,7 @@ def loss_table(out: Path, runs, folds: list[int], draws: int, best: str) -> list
         cells += [f"{mean[name][m]:.4f}" for m in list(MEASURES)[1:]]
         low_high = ""
         if name != best:
-            value, low, high = accuracy_differences(arrays[name], arrays[best], draws)
+            value, low, high = accuracy_differences(found, rows[best], compared, draws)
             verdict = "higher" if low > 0 else "lower" if high < 0 else "level"
             low_high = (
                 f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {verdict}"
@@ -164,6 +195,10 @@ def loss_table(out: Path, runs, folds: list[int], draws: int, best: str) -> list
 
 def sum_rows(out: Path, runs, folds: list[int], lfw: Path | None) -> list[str]:
     """Accuracy of the sum of all losses' cosines, and of it among the descriptors."""
+    if not all(
+        (out / f"{of[k].key}.npz").exists() for of in runs.values() for k in folds
+    ):
+        return []
     found: dict[str, list[float]] = {}
     for k in folds:
         parts = [arrays_of(out, of[k]) for of in runs.values()]
@@ -240,19 +275,21 @@ def ablation_table(out: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", type=Path, required=True, help="pairs.txt")
     parser.add_argument("--lfw", type=Path, help="folder of lfw_classical.py")
     parser.add_argument("--draws", type=int, default=2000)
     a = parser.parse_args()
-    parts = [tuning_table(a.out)]
+    parts, pairs = [tuning_table(a.out)], pairs_of_folds(a.pairs)
     runs, folds = finished(a.out)
     if folds:
+        best = best_baseline(a.out, runs, folds)
         parts += [
-            loss_table(a.out, runs, folds, a.draws, best_baseline(a.out, runs, folds)),
+            loss_table(a.out, runs, folds, pairs, a.draws, best),
             sum_rows(a.out, runs, folds, a.lfw),
         ]
     runs, folds = longer_runs(a.out)
     if folds and len(runs) > 1:
-        parts.append(loss_table(a.out, runs, folds, a.draws, next(iter(runs))))
+        parts.append(loss_table(a.out, runs, folds, pairs, a.draws, next(iter(runs))))
     parts.append(ablation_table(a.out))
     text = "\n".join("\n".join([*part, ""]) for part in parts)
     (a.out / "side_by_side.md").write_text(text)
