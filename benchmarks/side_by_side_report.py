@@ -1,6 +1,6 @@
 """Tables of `side_by_side.py`: settings, losses beside each other, ablations.
 
-    python benchmarks/side_by_side_report.py --out side --pairs pairs.txt [--lfw runs/lfw]
+    python benchmarks/side_by_side_report.py --out side --pairs pairs.txt --lfw runs/lfw
 
 Only folds that all losses have finished are compared, and only losses that have run.
 Differences to the best baseline (by accuracy on these very folds, which favours it) are
