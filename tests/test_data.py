@@ -1,7 +1,9 @@
 """Decoding, pairs, builders and the pipeline, on real files."""
 
 import io
+import resource
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hyperface_jax.data import datasets, orders, pairs, pipeline, prepared, splits
-from hyperface_jax.data.decode import BadImageError, decode_image
+from hyperface_jax.data.decode import BadImageError, decode_image, decode_into
 
 # --- decoding -------------------------------------------------------------------------
 
@@ -41,6 +43,22 @@ def test_grey_cmyk_and_png_become_rgb():
     Image.fromarray(image).save(stream, "PNG")
     np.testing.assert_array_equal(decode_image(stream.getvalue(), 32), image)
     assert decode_image(toy.jpeg(image), 48).shape == (48, 48, 3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("side", [16, 32, 48])
+def test_decoding_keeps_no_memory(side):
+    """simplejpeg kept 4 kB of every image larger than asked for: 290 MB a training."""
+    data = toy.jpeg(toy.person_image(0, 0))  # 32 x 32
+    out = np.zeros((side, side, 3), np.uint8)
+
+    def pages_after(calls: int) -> int:
+        for _ in range(calls):
+            decode_into(data, out)
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    before = pages_after(200)
+    assert (pages_after(4000) - before) * resource.getpagesize() < 3e6
 
 
 @pytest.mark.parametrize(

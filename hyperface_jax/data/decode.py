@@ -55,11 +55,12 @@ def decode_into(data: bytes | np.ndarray, out: np.ndarray) -> None:
       BadImageError: the bytes cannot be decoded.
     """
     if isinstance(data, bytes) and data[:2] == b"\xff\xd8":
-        try:
-            if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == out.shape:
+        # ValueError: another colour space, or damaged. The size is asked for first, for
+        # simplejpeg 1.9 keeps 4 kB for ever whenever a buffer is too small.
+        with contextlib.suppress(ValueError):
+            if tuple(simplejpeg.decode_jpeg_header(data)[:2]) == out.shape[:2]:
+                simplejpeg.decode_jpeg(data, "RGB", buffer=out)
                 return
-        except ValueError:
-            pass  # larger than `out`, of another colour space, or damaged
     out[:] = 0
     out[:] = decode_image(data, len(out))
 
