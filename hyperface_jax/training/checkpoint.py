@@ -51,6 +51,7 @@ class Checkpoints:
             )
         self._folder = epath.Path(workdir) / FOLDER
         self._best_metric = best_metric
+        self._pending: Any = None  # Orbax's answer to the last save
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             save_decision_policy=decisions.FixedIntervalPolicy(1),
@@ -63,7 +64,10 @@ class Checkpoints:
 
     def __exit__(self, *exc: object) -> None:
         try:
-            self._checkpointer.close()  # waits for what is still being written
+            try:
+                self._finish()
+            finally:
+                self._checkpointer.close()
         except Exception as error:
             if exc[0] is None:  # else it has been said already
                 raise ValueError(_unwritten(self._folder, error)) from error
@@ -96,9 +100,21 @@ class Checkpoints:
             return
         score: Any = {k: v for k, v in metrics.items() if k == self._best_metric}
         try:
-            self._checkpointer.save_async(step, as_tree(state), metrics=score or None)
+            self._finish()
+            self._pending = self._checkpointer.save_async(
+                step, as_tree(state), metrics=score or None
+            )
         except Exception as error:  # of this one, or of the one before
             raise ValueError(_unwritten(self._folder, error)) from error
+
+    def _finish(self) -> None:
+        """Waits for the save before: an answer never asked for keeps thread and files.
+
+        Three file descriptors a save end a run of 340 checkpoints (limit 1024).
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
         """The state at `step` (default: the newest), placed like `template`.
