@@ -90,6 +90,7 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
     )
     found = embedder.store(faces, faces.rows, folder).read()
     if len(found.unreadable) == len(found.views):
+        shutil.rmtree(folder)  # or the same command would say so for ever
         raise ValueError(
             f"{a.source}: none of {len(found.views)} images can be read: "
             f"{next(iter(found.unreadable.values()))}"

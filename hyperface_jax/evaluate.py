@@ -55,10 +55,10 @@ def parser() -> argparse.ArgumentParser:
     add("--protocols", default=",".join(protocols.PROTOCOLS), metavar="NAMES")
     add("--pooling", default="N1D1F1", help="of templates, e.g. N1D0F1")
     add("--bootstrap", type=int, default=1000, help="draws for intervals; 0: none")
-    add("--groups", default="", metavar="FILE", help="lines id,group")
+    add("--groups", default="", metavar="FILE", help="lines id,group; of image pairs")
     add("--group_fmr", type=float, default=1e-3, help="sets the one threshold of all")
     add("--distractors", default="", metavar="FILE", help="embeddings of strangers")
-    add("--hardest", type=int, default=0, help="pairs to show as pictures")
+    add("--hardest", type=int, default=0, help="pairs of images to show")
     add("--checkpoint", default="", choices=["", "last", "best"], help="of a run")
     add("--batch_size", type=int, default=256, help="of a model; a run has its own")
     add("--threads", type=int, default=2, help="that decode, likewise")
@@ -81,6 +81,8 @@ def evaluate_files(arguments: argparse.Namespace) -> list[ProtocolResult]:
                 f"{', '.join(protocols.PROTOCOLS)}"
             )
     tests = test_sets.open_all(a.sets)
+    if a.hardest < 0:
+        raise ValueError(f"--hardest is {a.hardest}, expected pairs, or 0 for none")
     if a.embeddings and len(a.embeddings) != len(tests):
         raise ValueError(
             f"--embeddings is given {len(a.embeddings)} times, expected once for each "
@@ -116,6 +118,7 @@ def evaluate_files(arguments: argparse.Namespace) -> list[ProtocolResult]:
         },
         pictures=a.hardest > 0,
     )
+    protocols.raise_failed(results)
     return results
 
 
@@ -149,6 +152,7 @@ def _with_network(
         embedded, names, hardest=a.hardest, image_size=embedder.image_size
     )
     opened.report(out, results)
+    protocols.raise_failed(results)
     return results
 
 

@@ -77,6 +77,9 @@ def whole_file(path: epath.Path, mode: str = "w") -> Iterator[Any]:
     Args:
       path: its final name.
       mode: "w" or "wb".
+
+    Raises:
+      OSError: it cannot be written; with its name, which a full disk does not say.
     """
     if is_bucket(path):
         buffer: Any = io.BytesIO() if mode == "wb" else io.StringIO()
@@ -89,6 +92,10 @@ def whole_file(path: epath.Path, mode: str = "w") -> Iterator[Any]:
         with temporary.open(mode) as file:
             yield file
         temporary.replace(path)
+    except OSError as error:
+        if error.filename or not error.strerror:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

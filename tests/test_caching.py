@@ -1,6 +1,8 @@
 """data.cache: copies on disk and in memory, and orders that no host count changes."""
 
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import bucket
@@ -149,6 +151,37 @@ def test_copies_go_on_and_notice_other_contents(tmp_path, monkeypatch):
         caching.copy_to_disk(str(images), cache)
     with pytest.raises(ValueError, match="not found, expected something to copy"):
         caching.copy_to_disk(str(tmp_path / "nothing"), cache)
+
+
+def test_of_several_processes_one_copies(tmp_path, monkeypatch):
+    source = toy.write_folder(tmp_path / "faces", people=3, images=2)
+    copied, copy = [], caching._copy
+
+    def slowly(*arguments):
+        copied.append(arguments)
+        time.sleep(0.2)
+        copy(*arguments)
+
+    monkeypatch.setattr(caching, "_copy", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(
+            lambda _: caching.copy_to_disk(str(source), str(tmp_path / "cache")),
+            range(4),
+        )
+        (folder,) = set(found)
+    assert len(copied) == 1
+    assert len(list(Path(folder).rglob("*.jpg"))) == 6
+
+
+def test_links_to_nowhere_and_to_a_parent_are_not_followed(tmp_path):
+    source = toy.write_folder(tmp_path / "faces", people=2, images=2)
+    (source / "gone.jpg").symlink_to(tmp_path / "nothing")
+    (source / "Person_00" / "up").symlink_to(source, target_is_directory=True)
+    (source / "also").symlink_to(source / "Person_01", target_is_directory=True)
+    found = Path(caching.copy_to_disk(str(source), str(tmp_path / "cache")))
+    names = sorted(str(path.relative_to(found)) for path in found.rglob("*.jpg"))
+    assert len(names) == 6
+    assert sum(name.startswith("also/") for name in names) == 2
 
 
 # --- buckets --------------------------------------------------------------------------

@@ -3,21 +3,26 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from etils import epath
 from networks import call, images, made, write_images
 from test_train import small_config
 
 from hyperface_jax import (
     audit,
+    command_line,
     embed,
     evaluate,
     model,
     search,
+    workdir,
 )
+from hyperface_jax.data import name_lists
 from hyperface_jax.evaluation import embedding_files, forward, parquet, stored
 from hyperface_jax.training import train
 
@@ -84,6 +89,28 @@ def test_a_full_disk_is_one_line_and_no_bus_error(tmp_path, monkeypatch):
         folder, ["a"], views=1, dimension=8, images="", weights=""
     )
     assert folder.exists()
+
+
+def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path, monkeypatch):
+    """The system's own error is "[Errno 28] No space left on device"."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def half():
+        with workdir.whole_file(epath.Path(path)) as file:
+            file.write("half")
+            full()
+
+    path = Path(tmp_path / "found.tsv")
+    with pytest.raises(OSError, match=r"space left on device: '.*found.tsv'") as error:
+        half()
+    assert command_line.text_of(error.value) == f"{path}: no space left on device"
+    with monkeypatch.context() as m:
+        m.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"space left on device: '.*found.tsv'"):
+            name_lists.write_names(path, [("a", "b")])
+    assert not any(tmp_path.iterdir())
 
 
 def test_embeddings_of_a_folder_and_of_listed_paths(tmp_path):
@@ -171,6 +198,8 @@ def test_damaged_images_are_left_out_wherever_they_stand(tmp_path):
     with pytest.raises(ValueError, match="none of 3 images can be read"):
         call(embed, *where)
     assert not (tmp_path / "e.npz").exists()
+    write_images(faces)  # they are back, and the same command sees them
+    assert embedding_files.open_embeddings(call(embed, *where)).views[1].any()
 
 
 def test_a_folder_of_embeddings_is_mended_or_refused(tmp_path):

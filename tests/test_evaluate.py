@@ -9,18 +9,23 @@ import pytest
 import record_files
 import toy
 
+from hyperface_jax import config as config_lib
 from hyperface_jax import evaluate
 from hyperface_jax.backbones import create_backbone
 from hyperface_jax.data import datasets, pipeline, preparing, sources
+from hyperface_jax.data.records import ids_of
 from hyperface_jax.evaluation import (
     embedded,
+    embedding_files,
     forward,
     protocols,
     similarity,
     templates,
     test_sets,
 )
+from hyperface_jax.evaluation.stored import Stored
 from hyperface_jax.reporting import tables
+from hyperface_jax.training import experiment
 
 
 def run(*arguments):
@@ -221,6 +226,84 @@ def test_a_probe_without_a_mate_costs_one_algorithm_and_nothing_else(tmp_path, s
     assert "nist_rank1" in many.metrics
     assert "pairs_rank1" not in many.metrics
     assert "probes are in neither gallery" in many.note
+
+
+def test_a_protocol_that_fails_takes_nothing_from_the_others(tmp_path, lfw, rng):
+    """Hours of embedding may stand behind the others."""
+    bad = np.load(tmp_path / "lfw.npy")
+    bad[7] = np.nan
+    np.save(tmp_path / "bad.npy", bad)
+    record_files.write_bin(tmp_path / "agedb_30.bin", pairs=40)
+    out = tmp_path / "out"
+    sets = ("--set", tmp_path / "agedb_30.bin", "--set", lfw)
+    files = ("--embeddings", tmp_path / "bad.npy", "--embeddings", tmp_path / "lfw.npy")
+    with pytest.raises(ValueError, match=r"agedb_30, verif.*NaN.*\(1 of 2 protocols f"):
+        run(*sets, *files, "--out", out)
+    written = json.loads((out / "results.json").read_text())
+    failed, fine = written["protocols"]
+    assert "NaN" in failed["failed"]
+    assert failed["metrics"] == {}
+    assert fine["metrics"]["auc"] > 0.5
+    assert "agedb_30/verification</b>: could not be measured" in (
+        (out / "report.html").read_text()
+    )
+    with pytest.raises(ValueError, match=r"agedb_30, verification: .*NaN"):
+        run(*sets[:2], *files[:2], "--out", tmp_path / "none")
+    assert not (tmp_path / "none" / "results.json").exists()
+
+
+def test_sums_with_mirror_images_are_pooled_as_such(tmp_path, shared, caplog):
+    oracle = write_ijb(tmp_path / "IJBC", shared)
+    views = oracle["features"]
+    np.save(tmp_path / "views.npy", views)
+    test = test_sets.open_test(str(tmp_path / "IJBC"))
+    names = {row: name for name, row in ids_of(test.faces.source).items()}
+    sums = Stored(
+        views.sum(axis=1)[:, None], tuple(names[row] for row in range(len(views)))
+    )
+    embedding_files.write_embeddings(
+        tmp_path / "sums.npz", sums, {"model": "m", "mirror_image_added": "True"}
+    )
+    groups = tmp_path / "groups.txt"
+    groups.write_text("1.jpg,a\n")
+
+    def auc(file, pooling):
+        results = run(
+            *("--set", tmp_path / "IJBC", "--embeddings", tmp_path / file),
+            *("--out", tmp_path / "out", "--pooling", pooling, "--groups", groups),
+        )
+        return results[0].metrics["auc"]
+
+    assert auc("sums.npz", "N1D0F1") == pytest.approx(auc("views.npy", "N1D0F1"))
+    assert "IJBC: its protocols compare templates, groups are for im" in caplog.text
+    with pytest.raises(ValueError, match="N1D0F0 is of images without their mirror im"):
+        auc("sums.npz", "N1D0F0")
+
+
+def test_mirror_images_that_templates_need_are_missed_before_training(tmp_path, shared):
+    write_ijb(tmp_path / "IJBC", shared)
+    config = config_lib.default_config()
+    config.eval.sets, config.eval.flip = (str(tmp_path / "IJBC"),), False
+    with pytest.raises(ValueError, match="N1D1F1 adds the mirror images of IJBC, whic"):
+        experiment.open_data(config)
+    config.eval.pooling = "N1D1F0"
+    assert experiment.open_data(config)[1][-1].name == "IJBC"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--bootstrap", -3), "bootstrap is -3, expected draws, or 0 for none"),
+        (("--group_fmr", 0), "group_fmr is 0, expected 0 < value < 1"),
+        (("--hardest", -1), "--hardest is -1, expected pairs"),
+    ],
+)
+def test_numbers_out_of_range_are_one_line(tmp_path, lfw, words, message):
+    with pytest.raises(ValueError, match=message):
+        run(
+            *("--set", lfw, "--embeddings", tmp_path / "lfw.npy"),
+            *("--out", tmp_path / "out", *words),
+        )
 
 
 def write_ijb(folder, shared):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from hyperface_jax.evaluation import ijb, integer_table
 from hyperface_jax.evaluation.ijb import read_ijb
+from hyperface_jax.evaluation.ijb_agreement import check_agreement
 
 FILES = {
     "ijbc_face_tid_mid.txt": "1.jpg 4 70\n2.jpg 4 71\n3.jpg 2 70\n4.jpg 9 1\n",
@@ -145,7 +146,7 @@ def test_no_mutation_crashes(tmp_path, name, start, cut, new):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("end", ["\n", "", "\r\n", " \t\n"])
+@pytest.mark.parametrize("end", ["\n", "", "\r\n", " \t\n", "\n\n \r\n\n", "\n "])
 @pytest.mark.parametrize("block", [1, 3, 8, 1000])
 def test_blocks_of_any_size(tmp_path, rng, block, end):
     expected = rng.integers(0, 10 ** rng.integers(1, 18, (50, 3)), (50, 3))
@@ -159,6 +160,47 @@ def test_blocks_of_any_size(tmp_path, rng, block, end):
     assert [number for number, table in parts] == list(
         1 + np.cumsum([0] + [len(table) for _, table in parts[:-1]])
     )
+
+
+def test_a_byte_order_mark_and_blank_last_lines_are_not_content(tmp_path):
+    plain = read_ijb(write(tmp_path))
+    marked = {name: f"\ufeff{text}\n \n" for name, text in FILES.items()}
+    found = read_ijb(write(tmp_path, marked))
+    assert found.image_names == plain.image_names
+    np.testing.assert_array_equal(found.first, plain.first)
+    np.testing.assert_array_equal(found.galleries[1].subject, [12])
+
+
+def agreement(tmp_path, caplog, **changed):
+    """What is said of a folder with other 1:N or pair files."""
+    names = {
+        "gallery": "ijbc_1N_gallery_G2.csv",
+        "probes": "ijbc_1N_probe_mixed.csv",
+        "pairs": "ijbc_template_pair_label.txt",
+    }
+    files = {name: changed.get(key, "") for key, name in names.items()}
+    files = FILES | {name: text for name, text in files.items() if text}
+    check_agreement(read_ijb(write(tmp_path, files)), "IJBC")
+    said = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return said
+
+
+def test_files_that_contradict_each_other_are_noticed(tmp_path, caplog):
+    one_pair = dict(probes="T,S\n2,11\n", pairs="2 4 1\n")
+    fine = dict(probes="T,S\n2,11\n", pairs="2 4 1\n9 4 0\n")
+    assert agreement(tmp_path, caplog, **fine) == []
+    (said,) = agreement(tmp_path, caplog, **fine | dict(probes="T,S\n4,11\n"))
+    assert said == "IJBC: 1 probes are templates of a gallery: they find themselves"
+    (said,) = agreement(tmp_path, caplog, gallery="T,S\n9,11\n", **one_pair)
+    assert "1 subjects are in both galleries, expected none" in said
+    (said,) = agreement(tmp_path, caplog, **fine | dict(pairs="2 4 0\n9 4 0\n4 2 1\n"))
+    assert "labels of 1 pairs contradict" in said
+    assert said.endswith("the first: templates 2 and 4")
+    (said,) = agreement(tmp_path, caplog, **fine | dict(pairs="4 4 1\n"))
+    assert "1 pairs compare a template with itself" in said
+    with pytest.raises(ValueError, match="template 4 is subject 11 in one 1:N file an"):
+        agreement(tmp_path, caplog, probes="T,S\n4,12\n")
 
 
 def test_the_line_of_a_fault_in_a_later_block(tmp_path):

@@ -1,5 +1,7 @@
 """Copies of a source that is slow to read: on a local disk, or in memory."""
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -30,7 +32,8 @@ def copy_to_disk(path: str, cache_dir: str = "") -> str:
     """Copies a file, or a folder with all that is in it, to a local disk once.
 
     The copy is found again by path, names and sizes; files that are there already in
-    their full size are not copied again, so a copy that was stopped goes on.
+    their full size are not copied again, so a copy that was stopped goes on. Of several
+    processes one copies, and the others wait for it.
 
     Args:
       path: local, mounted, or in a bucket; what `etils.epath` reads.
@@ -58,6 +61,21 @@ def copy_to_disk(path: str, cache_dir: str = "") -> str:
     if (folder / COMPLETE).exists():
         return str(target)
     folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)  # ends with the process
+        if not (folder / COMPLETE).exists():
+            _copy(source, folder, target, files)
+    finally:
+        os.close(handle)
+    return str(target)
+
+
+def _copy(
+    source: epath.Path, folder: Path, target: Path, files: list[tuple[str, int]]
+) -> None:
+    """What is missing of the files (name, bytes), each whole or absent."""
     copies = {name: target / name if name else target for name, _ in files}
     todo = [
         (name, size)
@@ -72,14 +90,18 @@ def copy_to_disk(path: str, cache_dir: str = "") -> str:
         (source / name if name else source).copy(temporary, overwrite=True)
         os.replace(temporary, copy)
     (folder / COMPLETE).touch()
-    return str(target)
 
 
-def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, int]]:
+def _files(
+    folder: epath.Path, prefix: str = "", above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, int]]:
+    """Names and sizes; no links to nowhere, nor to a folder that they are in."""
+    above = (*above, os.path.realpath(folder))
     for entry in folder.iterdir():
         if entry.is_dir():
-            yield from _files(entry, f"{prefix}{entry.name}/")
-        else:
+            if os.path.realpath(entry) not in above:
+                yield from _files(entry, f"{prefix}{entry.name}/", above)
+        elif entry.exists():
             yield f"{prefix}{entry.name}", _size(entry)
 
 

@@ -6,6 +6,7 @@ for such bytes) as \udc80, the byte order mark, which editors put first, as \ufe
 Ordinary names look as they are.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,11 +34,20 @@ def unescape(text: str) -> str:
 
 
 def write_names(path: Path | epath.Path, rows: Iterable[Sequence[str]]) -> None:
-    """Writes rows of names; the file is whole or absent."""
+    """Writes rows of names; the file is whole or absent.
+
+    Raises:
+      OSError: it cannot be written; with its name, which a full disk does not say.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     lines = ("\t".join(map(escape, row)) + "\n" for row in rows)
-    temporary.write_bytes("".join(lines).encode())
-    temporary.replace(path)
+    try:
+        temporary.write_bytes("".join(lines).encode())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def read_names(path: epath.PathLike) -> list[list[str]]:

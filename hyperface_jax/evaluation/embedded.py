@@ -43,6 +43,7 @@ class Embedded:
       position: [rows of the source] -> index into views, or -1.
       unreadable: row -> reason.
       options: see there.
+      summed: see `Stored.summed`.
     """
 
     data: EvaluationSet
@@ -50,6 +51,7 @@ class Embedded:
     position: np.ndarray
     unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
     options: Options = Options()
+    summed: bool = False
 
     @functools.cached_property
     def embeddings(self) -> np.ndarray:
@@ -97,7 +99,10 @@ def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedd
                 f"one for each of {count} images"
             )
         unreadable = _zero_rows(stored.views, np.arange(count), rows)
-        return Embedded(data, stored.views, np.arange(count), unreadable, options)
+        position = np.arange(count)
+        return Embedded(
+            data, stored.views, position, unreadable, options, stored.summed
+        )
     place = {id_: k for k, id_ in enumerate(stored.ids)}
     position = np.full(len(data.faces.source), -1)
     for id_, row in ids_of(data.faces.source).items():
@@ -116,7 +121,7 @@ def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedd
     unreadable = _zero_rows(stored.views, position, rows) | {
         int(row_of[k]): why for k, why in stored.unreadable.items() if row_of[k] >= 0
     }
-    return Embedded(data, stored.views, position, unreadable, options)
+    return Embedded(data, stored.views, position, unreadable, options, stored.summed)
 
 
 def check_crowd(options: Options, network: str, name: str) -> None:
@@ -124,6 +129,15 @@ def check_crowd(options: Options, network: str, name: str) -> None:
     if options.distractors is not None:
         names = (f"the embeddings of {name}", "distractors")
         check_same_network(network, options.distractors.network, names)
+
+
+def check_pooling(data: EvaluationSet, pooling: Pooling, flip: bool) -> None:
+    """Raises a ValueError where templates need mirror images that are not embedded."""
+    if data.templates is not None and pooling.flip and not flip:
+        raise ValueError(
+            f"pooling {pooling} adds the mirror images of {data.name}, which are not "
+            "embedded (eval.flip is False): expected ...F0, or eval.flip=True"
+        )
 
 
 def _zero_rows(

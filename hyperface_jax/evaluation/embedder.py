@@ -25,6 +25,7 @@ from hyperface_jax.evaluation.embedded import (
     Embedded,
     Options,
     check_crowd,
+    check_pooling,
     from_stored,
     needed_rows,
 )
@@ -90,9 +91,10 @@ class Embedder:
         """Embeds what the protocols of a set need, in memory.
 
         Raises:
-          ValueError: the distractors were made by another network.
+          ValueError: the distractors were made by another network, or templates need
+            mirror images that this one does not embed.
         """
-        self._check_crowd(test, options)
+        self._check(test, options)
         rows = needed_rows(test)
         views, unreadable = embed_rows(self.views, test.faces, rows, **self._how)
         position = np.full(len(test.faces.source), -1)
@@ -107,7 +109,7 @@ class Embedder:
         Raises:
           ValueError: it holds embeddings of other images or another network.
         """
-        self._check_crowd(test, options)
+        self._check(test, options)
         if folder.is_file():
             found = open_embeddings(folder)
             check_same_network(self.network, found.network, ("the model", str(folder)))
@@ -164,7 +166,8 @@ class Embedder:
                 *(faces.name, found[1], found[0], self.image_size),
             )
 
-    def _check_crowd(self, test: EvaluationSet, options: Options) -> None:
+    def _check(self, test: EvaluationSet, options: Options) -> None:
+        check_pooling(test, options.pooling, self.flip)
         if options.distractors is not None:  # else the fingerprint costs a while
             check_crowd(options, self.network, test.name)
 

@@ -116,14 +116,16 @@ def _open(where: Path) -> Stored:
 
 
 def _with_facts(views: np.ndarray, ids: Any, facts: Mapping[str, Any]) -> Stored:
-    lost, network = {}, ""
+    lost, network, summed = {}, "", False
     # Somebody else's file may have an "unreadable" of its own.
     if isinstance(facts, dict) and {"model", "mirror_image_added"} <= facts.keys():
         network = network_name(facts["model"], facts["mirror_image_added"])
+        summed = views.ndim == 2 and str(facts["mirror_image_added"]) == "True"
         lost = json.loads(facts.get("unreadable", "{}"))
     return Stored(
         views[:, None] if views.ndim == 2 else views,
         None if ids is None else tuple(ids),
         {int(row): str(why) for row, why in lost.items() if int(row) < len(views)},
         network,
+        summed,
     )

@@ -7,6 +7,7 @@ from etils import epath
 from jaxtyping import Int
 
 _MOST_DIGITS = 18  # what int64 surely holds
+_BOM = b"\xef\xbb\xbf"
 
 # What a byte of an integer table is; all others are faults.
 _NEITHER, _DIGIT, _SPACE, _END = 0, 1, 2, 3
@@ -39,17 +40,26 @@ def text(field: bytes, file: epath.Path, number: int) -> str:
 
 
 def read_lines(file: epath.Path) -> Iterator[tuple[int, bytes]]:
-    """Numbers, from 1, and lines of a file."""
+    """Numbers, from 1, and lines of a file, without blank ones at its end."""
     if not file.exists():
         raise ValueError(f"{file}: no such file")
+    blank: list[tuple[int, bytes]] = []
     with file.open("rb") as stream:
-        yield from enumerate(stream, 1)
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                blank.append((number, line))
+                continue
+            yield from blank
+            blank.clear()
+            yield number, line.removeprefix(_BOM) if number == 1 else line
 
 
 def read_integer_blocks(
     file: epath.Path, columns: int, *, block: int = 1 << 22
 ) -> Iterator[tuple[int, Int[np.ndarray, "lines columns"]]]:
     """Whole numbers from 0, separated by blanks, the same number in every line.
+
+    Blank lines at the end of the file do not count.
 
     About 30 ns a number, and a few times `block` bytes of memory.
 
@@ -65,9 +75,13 @@ def read_integer_blocks(
     with file.open("rb") as stream:
         while True:
             chunk = stream.read(block)
-            data = rest + (chunk or (b"\n" if rest else b""))  # the last line's end
-            cut = data.rfind(b"\n") + 1
-            data, rest = data[:cut], data[cut:]
+            data = rest + chunk
+            if number == 1:
+                data = data.removeprefix(_BOM)
+            # The last line waits for its end, and blank ones for another after them.
+            full = len(data.rstrip())
+            cut = data.rfind(b"\n", 0, full) + 1 if chunk else full
+            data, rest = data[:cut] + (b"" if chunk or not full else b"\n"), data[cut:]
             if data:
                 table = _parse(data, columns, file, number)
                 yield number, table

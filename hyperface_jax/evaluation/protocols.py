@@ -34,6 +34,9 @@ def run_protocols(
 ) -> list[ProtocolResult]:
     """Results of the named protocols; those that a set does not offer are left out.
 
+    One that fails takes nothing from the others: its result says why
+    (`ProtocolResult.failed`), and `raise_failed` is for when they are written.
+
     Args:
       sets: from `Embedder.embed`, or `embedded.from_stored`.
       names: of `PROTOCOLS`.
@@ -41,33 +44,78 @@ def run_protocols(
       image_size: of these pictures.
 
     Raises:
-      ValueError: embeddings hold NaN, are not enough or all missing; with the set.
+      ValueError: all that there was to measure failed; the first reason.
     """
-    results = []
+    results: list[ProtocolResult] = []
     for embedded in sets:
-        _report_unreadable(embedded)
-        before = len(results)
-        for name in names:
-            try:
-                result = PROTOCOLS[name](embedded)
-            except ValueError as error:
-                raise ValueError(f"{embedded.data.name}, {name}: {error}") from None
-            if result is None:
-                continue
-            if embedded.unreadable:
-                result.counts["unreadable_images"] = len(embedded.unreadable)
-            if hardest and len(result.scores):
-                result = with_pictures(result, embedded, hardest, image_size)
-            results.append(dataclasses.replace(result, test_set=embedded.data.name))
-        if len(results) == before:
+        found = _measure(embedded, names, hardest, image_size)
+        results += [dataclasses.replace(r, test_set=embedded.data.name) for r in found]
+        for result in found:
+            if result.failed:
+                log.error("%s", result.failed)
+        if not found:
             log.warning(
                 "%s: it offers none of the protocols %s; nothing is measured",
                 embedded.data.name,
                 ", ".join(names) or "(none)",
             )
+    if results and all(result.failed for result in results):
+        raise_failed(results)
     if "combined" in names:
         results += combine(results)
     return results
+
+
+def _measure(
+    embedded: Embedded, names: Sequence[str], hardest: int, image_size: int
+) -> list[ProtocolResult]:
+    """Results of one set, without its name."""
+    results, set_name = [], embedded.data.name
+    try:
+        _report_unreadable(embedded)
+    except ValueError as error:
+        return [result_of("all protocols", {}, failed=str(error))]
+    _report_unused(embedded)
+    for name in names:
+        try:
+            result = PROTOCOLS[name](embedded)
+        except ValueError as error:
+            why = f"{set_name}, {name}: {error}"
+            results.append(result_of(name, {}, failed=why))
+            continue
+        if result is None:
+            continue
+        if embedded.unreadable:
+            result.counts["unreadable_images"] = len(embedded.unreadable)
+        if hardest and len(result.scores):
+            result = with_pictures(result, embedded, hardest, image_size)
+        results.append(result)
+    return results
+
+
+def raise_failed(results: Sequence[ProtocolResult]) -> None:
+    """To be called when what could be measured is written.
+
+    Raises:
+      ValueError: why the first failed, and how many did.
+    """
+    failed = [result.failed for result in results if result.failed]
+    if failed:
+        more = f" ({len(failed)} of {len(results)} protocols failed)"
+        raise ValueError(failed[0] + (more if len(results) > 1 else ""))
+
+
+def _report_unused(embedded: Embedded) -> None:
+    """Says what was asked for that the templates of a set have no use for."""
+    options = embedded.options
+    given = {
+        "groups": bool(options.groups),
+        "distractors": options.distractors is not None,
+    }
+    if embedded.data.templates is not None and any(given.values()):
+        names = " and ".join(name for name, there in given.items() if there)
+        what = "%s: its protocols compare templates, %s are for images: not used"
+        log.warning(what, embedded.data.name, names)
 
 
 def _report_unreadable(embedded: Embedded) -> None:
@@ -87,7 +135,7 @@ def combine(results: Sequence[ProtocolResult]) -> list[ProtocolResult]:
 
     One threshold for all sets: harder than the mean of the sets' accuracies.
     """
-    parts = [r for r in results if r.name == "verification"]
+    parts = [r for r in results if r.name == "verification" and not r.failed]
     if len(parts) < 2:
         return []
     scores = np.concatenate([r.scores for r in parts])

@@ -143,6 +143,7 @@ class ProtocolResult:
       intervals: metric -> 95 % confidence interval.
       cmc: share of searches with rank <= k [K], from k = 1; or None.
       groups: error rates by group at one threshold, or None.
+      failed: why there is nothing else; "" as a rule.
     """
 
     name: str
@@ -157,6 +158,7 @@ class ProtocolResult:
     intervals: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
     cmc: Float[np.ndarray, " K"] | None = None
     groups: GroupTable | None = None
+    failed: str = ""
 
     @property
     def key(self) -> str:
@@ -171,8 +173,9 @@ class ProtocolResult:
             "metrics": {name: _number(value) for name, value in self.metrics.items()},
             "counts": {name: int(value) for name, value in self.counts.items()},
         }
-        if self.note:
-            result["note"] = self.note
+        for key in ("note", "failed"):
+            if text := getattr(self, key):
+                result[key] = text
         if self.intervals:
             result["intervals"] = {
                 name: [_number(found.low), _number(found.high)]

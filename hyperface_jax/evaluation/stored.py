@@ -39,12 +39,14 @@ class Stored:
       unreadable: row -> reason; their embeddings are 0.
       network: fingerprint of what made them, and whether mirror images were added;
         "" where nothing says so.
+      summed: the one view is the sum of an image and its mirror image.
     """
 
     views: np.ndarray
     ids: tuple[str, ...] | None = None
     unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
     network: str = ""
+    summed: bool = False
 
     @functools.cached_property
     def embeddings(self) -> np.ndarray:

@@ -12,7 +12,14 @@ FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def _pooled(e: Embedded) -> Templates:
-    meta = e.data.templates
+    meta, pooling = e.data.templates, e.options.pooling
+    if e.summed and not pooling.flip:
+        raise ValueError(
+            f"{pooling} is of images without their mirror images, but the embeddings "
+            "are the sum of both: expected ...F1"
+        )
+    if e.summed:  # as F1 has them
+        pooling = pooling._replace(flip=False)
     rows = e.position[e.data.faces.rows]
     # As a rule the store has the images in the protocol's order: no copy then.
     ordered = len(rows) == len(e.views) and (rows == np.arange(len(rows))).all()
@@ -22,7 +29,7 @@ def _pooled(e: Embedded) -> Templates:
         meta.template_id,
         meta.media_id,
         meta.detector_score,
-        e.options.pooling,
+        pooling,
     )
 
 

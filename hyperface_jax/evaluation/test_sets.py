@@ -9,6 +9,7 @@ from etils import epath
 from hyperface_jax.data import bin_set, loose_crops, prepared, sources
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.evaluation.ijb import read_ijb
+from hyperface_jax.evaluation.ijb_agreement import check_agreement
 
 
 def open_all(items: Sequence[str], others: Sequence[str] = ()) -> list[EvaluationSet]:
@@ -80,6 +81,7 @@ def _name_of(folder: epath.Path) -> str:
 def _open_ijb(folder: epath.Path) -> EvaluationSet:
     """IJB-B or IJB-C; images are cut out of the loose crops when they are read."""
     meta = read_ijb(folder / "meta")
+    check_agreement(meta, folder.name)
     faces = loose_crops.open_loose_crops(
         folder / "loose_crop", meta.image_names, np.asarray(meta.landmarks)
     )

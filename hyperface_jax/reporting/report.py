@@ -122,6 +122,8 @@ def _tables(results) -> str:
         )
     kinds: dict[tuple[str, ...], list] = {}
     for result in results:
+        if result.failed:
+            continue
         if result.open_set is not None and not len(result.scores):
             continue  # nothing but angles, which have a section of their own
         metrics, counts = _split(result)
@@ -149,8 +151,9 @@ def _tables(results) -> str:
             ],
         )
     for result in results:
-        if result.note:
-            note = f"<b>{escape(result.key)}</b>: {escape(result.note)}"
+        failed = f"could not be measured: {result.failed}" if result.failed else ""
+        if text := failed or result.note:
+            note = f"<b>{escape(result.key)}</b>: {escape(text)}"
             body += f'<p class="note">{note}</p>'
     legend = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"

@@ -34,7 +34,9 @@ from hyperface_jax.data import caching, orders, pipeline, splits
 from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.evaluation import test_sets
+from hyperface_jax.evaluation.embedded import check_pooling
 from hyperface_jax.evaluation.forward import EmbedFn, make_embed_fn
+from hyperface_jax.evaluation.templates import parse_pooling
 from hyperface_jax.training import train_state, train_step
 from hyperface_jax.training.train_state import TrainState
 
@@ -128,6 +130,8 @@ def open_data(config: Config) -> tuple[FaceSet, tuple[EvaluationSet, ...]]:
         seed=config.seed,
     )
     more = test_sets.open_all(config.eval.sets, [test.name for test in tests])
+    for test in more:  # not after days of training
+        check_pooling(test, parse_pooling(config.eval.pooling), config.eval.flip)
     return train, (*tests, *more)
 
 

@@ -64,7 +64,15 @@ def check_distractors(path: str) -> None:
 def make_options(
     *, pooling: str, bootstrap: int, groups: str, group_fmr: float, distractors: str
 ) -> Options:
-    """Options from plain values; reads the files that are named."""
+    """Options from plain values; reads the files that are named.
+
+    Raises:
+      ValueError: a value out of range, or a file that cannot be read.
+    """
+    if bootstrap < 0:
+        raise ValueError(f"bootstrap is {bootstrap}, expected draws, or 0 for none")
+    if not 0 < group_fmr < 1:
+        raise ValueError(f"group_fmr is {group_fmr:g}, expected 0 < value < 1")
     crowd = embedding_files.open_embeddings(distractors) if distractors else None
     return Options(
         pooling=parse_pooling(pooling),
@@ -107,6 +115,7 @@ def evaluate_and_report(
         weights = embedder_of(run, state).fingerprint()
         card = model_card.of_run(folder, facts, int(state.step), weights)
         model_card.write(folder, card)
+    protocols.raise_failed(results)
     return results
 
 
@@ -184,6 +193,8 @@ def open_workdir(
 
 def evaluate_workdir(config: Any | None, path: epath.PathLike) -> list[ProtocolResult]:
     """Evaluates a checkpoint (`eval.checkpoint`) and writes the report anew."""
+    if workdir.absolute(path).is_dir():
+        workdir.create(path)  # says now, and not afterwards, that it is read-only
     run, state, folder, best_step = open_workdir(config, path)
     return evaluate_and_report(run, state, folder, best_step=best_step)
 
