@@ -132,6 +132,8 @@ def test_metrics_import_no_model_code():
         "mate_counts",
         "templates",
         "ijb",
+        "ijb_agreement",
+        "discard",
         "integer_table",
         "intervals",
         "groups",

@@ -7,6 +7,7 @@ import numpy as np
 
 from hyperface_jax.data.pairs import Pairs
 from hyperface_jax.evaluation import (
+    discard,
     distractors,
     groups,
     identification,
@@ -19,6 +20,7 @@ from hyperface_jax.evaluation.embedded import Embedded
 from hyperface_jax.evaluation.results import ProtocolResult, result_of
 
 CMC_RANKS = 100
+DISCARDED = (0.0, 0.05, 0.1, 0.2)
 _TINYFACE, _MEGAFACE = (1, 5, 20), (1, 5, 10)
 
 
@@ -77,6 +79,33 @@ def verify_held_out(e: Embedded) -> ProtocolResult | None:
         is_genuine=pairs.is_genuine,
         intervals=_bootstrap(e, pairs, scores),
     )
+
+
+def discard_by_length(e: Embedded) -> ProtocolResult | None:
+    """FNMR as pairs with short embeddings are discarded; needs 100 pairs of each kind.
+
+    Nothing where all embeddings have one length, as many tools store them.
+    """
+    pairs = e.data.pairs
+    if pairs is None:
+        return None
+    genuine, impostors = pairs.is_genuine.sum(), (~pairs.is_genuine).sum()
+    lengths = np.linalg.norm(e.embeddings, axis=1)
+    if min(genuine, impostors) < 100 or lengths.std() < 1e-4 * lengths.mean():
+        return None
+    fmr = 1e-3 if impostors >= 1000 else 1e-2
+    ends = [lengths[e.position[rows]] for rows in (pairs.first, pairs.second)]
+    found = discard.error_versus_discard(
+        e.scores(pairs), pairs.is_genuine, np.minimum(*ends), fmr=fmr
+    )
+    metrics = {f"fnmr@discard={p:g}": found.fnmr_at(p) for p in DISCARDED}
+    if not np.isnan(found.area):
+        metrics["edc_area"] = found.area
+    counts = {"genuine_pairs": float(genuine), "impostor_pairs": float(impostors)}
+    note = (
+        f"threshold at FMR {roc.far_label(fmr)}; the quality is the embedding's length"
+    )
+    return result_of("error_versus_discard", metrics | counts, discard=found, note=note)
 
 
 def _bootstrap(e: Embedded, pairs: Pairs, scores: np.ndarray):

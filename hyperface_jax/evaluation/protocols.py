@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 PROTOCOLS: dict[str, Callable[[Embedded], ProtocolResult | None]] = {
     "verification": image_protocols.verify_folds,
     "held_out_threshold": image_protocols.verify_held_out,
+    "error_versus_discard": image_protocols.discard_by_length,
     "open_set": image_protocols.open_set_protocol,
     "identification": image_protocols.identify,
     "distractors": image_protocols.identify_among_distractors,

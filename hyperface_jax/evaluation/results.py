@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from hyperface_jax.evaluation.discard import Discard
 from hyperface_jax.evaluation.groups import GroupTable
 from hyperface_jax.evaluation.intervals import Interval
 from hyperface_jax.evaluation.open_set import OpenSet
@@ -56,6 +57,12 @@ _METRICS = {
         "equal error rate: the share of accepted impostor pairs where it equals that "
         "of rejected genuine pairs, on the ROC joined by straight lines",
     ),
+    "edc_area": (
+        "EDC area",
+        "mean FNMR while up to 20 % of the genuine pairs are discarded, shortest "
+        "embeddings first, over the FNMR of all: 100 % where the length tells nothing "
+        "of the image, less is better",
+    ),
     "auc": (
         "AUC",
         "area under the ROC: how often a genuine pair scores above an impostor pair, "
@@ -74,6 +81,11 @@ _NEAREST = (
 _TPIR = (
     "share of probes whose mate is found above a threshold at which false alarms have "
     "this rate; nist and pairs count differently and are not comparable (see note)"
+)
+_DISCARD = (
+    "false non-match rate of the genuine pairs that are left when this share of them, "
+    "with the shortest embeddings, is discarded (the shorter of the two counts); the "
+    "threshold is that of all pairs"
 )
 _RANK = (
     "share of probes whose mate is among the k best of the gallery, ties going against "
@@ -95,6 +107,9 @@ def describe(metric: str) -> tuple[str, str, str]:
     if metric.startswith("nearest_tar@far="):
         far = metric.removeprefix("nearest_tar@far=").replace("-", "\u2011")
         return f"nearest TAR @\u00a0{far}", _NEAREST, "nearest TAR @ FAR"
+    if metric.startswith("fnmr@discard="):
+        percent = f"{100 * float(metric.removeprefix('fnmr@discard=')):g}\u202f%"
+        return f"FNMR, {percent} discarded", _DISCARD, "FNMR, discarded"
     prefix, _, rest = metric.rpartition("_") if "_" in metric else ("", "", metric)
     kind = f"{prefix} " if prefix else ""
     if rest.startswith("rank") and rest[4:].isdigit():
@@ -143,6 +158,7 @@ class ProtocolResult:
       intervals: metric -> 95 % confidence interval.
       cmc: share of searches with rank <= k [K], from k = 1; or None.
       groups: error rates by group at one threshold, or None.
+      discard: FNMR over the share of pairs discarded, or None.
       failed: why there is nothing else; "" as a rule.
     """
 
@@ -158,6 +174,7 @@ class ProtocolResult:
     intervals: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
     cmc: Float[np.ndarray, " K"] | None = None
     groups: GroupTable | None = None
+    discard: Discard | None = None
     failed: str = ""
 
     @property
@@ -190,6 +207,14 @@ class ProtocolResult:
                 "fmr": _number(table.fmr),
                 "fnmr": _number(table.fnmr),
                 "rows": [row._asdict() for row in table.rows],
+            }
+        if self.discard is not None:
+            found = self.discard
+            result["discard"] = {
+                "threshold": _number(found.threshold),
+                "fmr": _number(found.fmr),
+                "share": found.share.tolist(),
+                "fnmr": found.fnmr.tolist(),
             }
         if self.open_set is not None:
             fields = dataclasses.fields(self.open_set)

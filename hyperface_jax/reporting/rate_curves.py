@@ -1,4 +1,4 @@
-"""Curves of error rates: ROC, DET and CMC, one line a test set, as SVG text."""
+"""Curves of error rates: ROC, DET, EDC and CMC, one line a test set, as SVG text."""
 
 from collections.abc import Iterator, Sequence
 
@@ -86,6 +86,31 @@ def det_curves(results: Sequence[ProtocolResult]) -> str:
         axes.legend(loc="lower left")
 
     return svg((6.4, 3.8), draw)
+
+
+def edc_curves(results: Sequence[ProtocolResult]) -> str:
+    """FNMR over the share of pairs discarded (ISO/IEC 29794-1's EDC curve).
+
+    The dotted line is an ideal quality: it discards nothing but rejected pairs.
+    """
+
+    def draw(figure):
+        axes = figure.add_subplot(
+            title="EDC: genuine pairs rejected as the shortest embeddings go",
+            xlabel="genuine pairs discarded (%)",
+            ylabel="FNMR of the others (%)",
+        )
+        for colour, result in zip(CYCLE * len(results), results, strict=False):
+            if (found := result.discard) is not None:
+                name = result.key.removesuffix("/error_versus_discard")
+                share = found.share
+                axes.plot(100 * share, 100 * found.fnmr, color=colour, label=name)
+                ideal = np.maximum(found.fnmr[0] - share, 0) / (1 - share)
+                axes.plot(100 * share, 100 * ideal, color=colour, linestyle=":")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper right")
+
+    return svg((6.4, 3.4), draw)
 
 
 def cmc_curves(results: Sequence[ProtocolResult]) -> str:

@@ -8,7 +8,7 @@ from hyperface_jax.reporting import html, plots, rate_curves, tables
 
 
 def curves(results: Sequence[ProtocolResult]) -> str:
-    """ROC, DET, CMC and the distributions of scores."""
+    """ROC, DET, EDC, CMC and the distributions of scores."""
     scored = [result for result in results if len(result.scores)]
     searched = [result for result in results if result.cmc is not None]
     body = ""
@@ -25,6 +25,8 @@ def curves(results: Sequence[ProtocolResult]) -> str:
             for result in scored
         )
         body += f'<div class="two">{each}</div>'
+    if discarded := [result for result in results if result.discard is not None]:
+        body += html.image(rate_curves.edc_curves(discarded), "EDC of all sets")
     if searched:
         body += html.image(rate_curves.cmc_curves(searched), "CMC of all sets")
     return html.section("Curves and scores", body) if body else ""

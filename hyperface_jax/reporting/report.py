@@ -23,6 +23,7 @@ _OPEN_SET = (
 _DEVIATIONS = {"kfold_accuracy": "kfold_std", "accuracy": "standard_error"}
 _BESIDE = (*_DEVIATIONS.values(), "kfold_standard_error")  # shown with the accuracy
 _HEADLINES = ("kfold_accuracy", "accuracy", "rank1", "overlap", "best_accuracy", "eer")
+_HEADLINES += ("edc_area",)
 _CAUTION = (
     "Embeddings are biometric data: they identify people and can be matched for "
     "years. Store, share and delete them, and the pictures on this page, accordingly.",
