@@ -108,7 +108,7 @@ def edc_curves(results: Sequence[ProtocolResult]) -> str:
                 ideal = np.maximum(found.fnmr[0] - share, 0) / (1 - share)
                 axes.plot(100 * share, 100 * ideal, color=colour, linestyle=":")
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
 
     return svg((6.4, 3.4), draw)
 

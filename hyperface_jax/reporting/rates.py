@@ -26,7 +26,9 @@ def curves(results: Sequence[ProtocolResult]) -> str:
         )
         body += f'<div class="two">{each}</div>'
     if discarded := [result for result in results if result.discard is not None]:
-        body += html.image(rate_curves.edc_curves(discarded), "EDC of all sets")
+        caption = "Dotted: an ideal quality, which discards only what is rejected."
+        edc = rate_curves.edc_curves(discarded)
+        body += html.image(edc, "EDC of all sets", caption)
     if searched:
         body += html.image(rate_curves.cmc_curves(searched), "CMC of all sets")
     return html.section("Curves and scores", body) if body else ""
