@@ -4,8 +4,10 @@
 
 Only folds that all losses have finished are compared, and only losses that have run.
 Differences to the best baseline (by accuracy on these very folds, which favours it) are
-paired, with intervals from a bootstrap over people: a person drawn twice counts twice
-in genuine pairs, and a pair of two people counts the product. All this is in the runs'
+paired, with two intervals: Student's t over the folds, which also has the luck of each
+training, and a bootstrap over people, which has not: a person drawn twice counts twice
+in genuine pairs, and a pair of two people counts the product. The bootstrap is of those
+folds whose results say which pairs were decided wrongly. All this is in the runs'
 .json (`--out benchmarks/side_by_side`: those of RESULTS.md); sums need their .npz, too,
 and are left out without. `--lfw` names the folder of `lfw_classical.py`, for the sum of
 everything.
@@ -29,6 +31,8 @@ from side_by_side_runs import (
     longer,
     tests,
 )
+
+from hyperface_jax.evaluation.intervals import student_t_quantile
 
 OURS = "SphereFace-R"
 MEASURES = {
@@ -163,41 +167,73 @@ def loss_table(
 ) -> list[str]:
     """The losses beside each other, and their differences to one of them."""
     rows = {name: [facts_of(out, of[k]) for k in folds] for name, of in runs.items()}
-    compared = [pairs[k - 1] for k in folds]
     mean = {
         name: {m: np.mean([r["measures"][m] for r in found]) for m in MEASURES}
         for name, found in rows.items()
     }
+    told = [
+        k for k in folds if all("wrong" in facts_of(out, of[k]) for of in runs.values())
+    ]
+    drawn = f", people (bootstrap, folds {', '.join(map(str, told))})" if told else ""
     lines = [
-        f"Folds {', '.join(map(str, folds))} (means, ± standard error over folds):",
+        f"Folds {', '.join(map(str, folds))} (means, ± standard error over folds; "
+        f"accuracy minus that of {best} in points):",
         "",
-        f"| loss | m | s | {' | '.join(MEASURES.values())} | accuracy minus {best} |",
-        "|---|---:|---:|" + "---:|" * (len(MEASURES) + 1),
+        f"| loss | m | s | {' | '.join(MEASURES.values())} | minus {best}, folds (t) |"
+        + f" minus {best}{drawn} |" * bool(told),
+        "|---|---:|---:|" + "---:|" * (len(MEASURES) + 1 + bool(told)),
     ]
     for name, found in rows.items():
         accuracies = [r["measures"]["accuracy"] for r in found]
         cells = [with_error(accuracies)]
         cells += [f"{mean[name][m]:.4f}" for m in list(MEASURES)[1:]]
-        low_high = ""
-        if name != best:
-            value, low, high = accuracy_differences(found, rows[best], compared, draws)
-            verdict = "higher" if low > 0 else "lower" if high < 0 else "level"
-            low_high = (
-                f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {verdict}"
-            )
+        cells += difference_cells(found, rows[best], folds, told, pairs, draws)
         scale = "" if name.endswith("NFN") or name == "softmax" else found[0]["scale"]
         margin = f"{found[0]['margin']:g}" if found[0]["margin"] else ""
-        lines.append(
-            f"| {name} | {margin} | {scale} | {' | '.join(cells)} | {low_high} |"
-        )
+        lines.append(f"| {name} | {margin} | {scale} | {' | '.join(cells)} |")
     return lines
+
+
+def difference_cells(
+    ours: list[dict],
+    theirs: list[dict],
+    folds: list[int],
+    told: list[int],
+    pairs: list[FoldPairs],
+    draws: int,
+) -> list[str]:
+    """Accuracy of ours minus theirs: over all folds, and by people of those told."""
+    if ours is theirs:
+        return [""] * (1 + bool(told))
+    accuracies = np.array(
+        [[r["measures"]["accuracy"] for r in x] for x in (ours, theirs)]
+    )
+    each = accuracies[0] - accuracies[1]
+    half = (
+        student_t_quantile(0.975, len(each) - 1) * each.std(ddof=1) / len(each) ** 0.5
+    )
+    cells = [interval_cell(each.mean(), each.mean() - half, each.mean() + half)]
+    if told:
+        known = [[x[folds.index(k)] for k in told] for x in (ours, theirs)]
+        compared = [pairs[k - 1] for k in told]
+        cells.append(interval_cell(*accuracy_differences(*known, compared, draws)))
+    return cells
+
+
+def interval_cell(value: float, low: float, high: float) -> str:
+    """In points, with what it says."""
+    verdict = "higher" if low > 0 else "lower" if high < 0 else "level"
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {verdict}"
 
 
 def sum_rows(out: Path, runs, folds: list[int], lfw: Path | None) -> list[str]:
     """Accuracy of the sum of all losses' cosines, and of it among the descriptors."""
-    if not all(
-        (out / f"{of[k].key}.npz").exists() for of in runs.values() for k in folds
-    ):
+
+    def has_scores(k: int) -> bool:
+        return all((out / f"{of[k].key}.npz").exists() for of in runs.values())
+
+    folds = [k for k in folds if has_scores(k)]
+    if not folds:
         return []
     found: dict[str, list[float]] = {}
     for k in folds:
@@ -217,7 +253,8 @@ def sum_rows(out: Path, runs, folds: list[int], lfw: Path | None) -> list[str]:
             systems["the losses' sum and all descriptors, summed"] = both
         for name, scores in systems.items():
             found.setdefault(name, []).append(lfw_study.measures(scores)[0])
-    lines = ["| sum | accuracy, held-out threshold |", "|---|---:|"]
+    names = ", ".join(map(str, folds))
+    lines = [f"| sum | accuracy, held-out threshold, folds {names} |", "|---|---:|"]
     for name, values in found.items():
         lines.append(f"| {name} | {with_error(values)} |")
     return lines
