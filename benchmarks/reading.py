@@ -80,7 +80,6 @@ def ours(path: Path, threads: int):
         for batch in pipeline.train_batches(
             reader,
             indices,
-            batch_size=BATCH,
             start_step=0,
             stop_step=IMAGES // BATCH,
         ):

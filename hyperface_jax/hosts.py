@@ -32,6 +32,11 @@ T = TypeVar("T")
 _watch: list[host_watch.Server | host_watch.Client] = []
 
 
+def place() -> dict[str, int]:
+    """Of this host among all, as arguments of `data.orders`."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
 def is_first() -> bool:
     """Whether this is the host that writes metrics and reports."""
     return jax.process_index() == 0

@@ -48,18 +48,23 @@ def test_lanes_are_whole_epochs_of_their_own_part(count, batch):
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 16])
 def test_a_host_needs_its_part_only_and_the_order_is_that_of_one_host(hosts):
-    lanes = orders.LaneBatches(1500, 32, seed=0)
-    parts = [lanes.examples_of_host(k, hosts) for k in range(hosts)]
+    whole = orders.LaneBatches(1500, 32, seed=0)
+    each = [
+        orders.LaneBatches(1500, 32, seed=0, process_index=k, process_count=hosts)
+        for k in range(hosts)
+    ]
+    parts = [lanes.examples_of_host() for lanes in each]
     np.testing.assert_array_equal(np.concatenate(parts), np.arange(1500))
     for step in (0, 7, 100):
-        rows = lanes[step].reshape(hosts, -1)
+        rows = [lanes[step] for lanes in each]
+        np.testing.assert_array_equal(np.concatenate(rows), whole[step])
         for k in range(hosts):
             assert set(rows[k]) <= set(parts[k].tolist())
 
 
 def test_hosts_that_do_not_divide_and_too_few_images():
     with pytest.raises(ValueError, match="3 hosts do not divide the 32 lanes"):
-        orders.LaneBatches(1500, 32, seed=0).examples_of_host(0, 3)
+        orders.LaneBatches(1500, 32, seed=0, process_count=3)
     with pytest.raises(ValueError, match="20 images for 32 lanes of a batch of 32"):
         orders.LaneBatches(20, 32, seed=0)
 
@@ -83,24 +88,23 @@ class Counting:
 
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_ram_reads_once_in_order_and_gives_the_same_batches(faces, hosts):
-    indices = orders.batch_indices(faces.labels, batch_size=16, seed=1, by_lanes=True)
-    lanes = orders.LaneBatches(len(faces), 16, seed=1)
     whole = pipeline.BatchReader(faces, image_size=16, threads=2)
     for host in range(hosts):
         counting = Counting(faces.source)
-        rows = faces.rows[lanes.examples_of_host(host, hosts)]
+        place = dict(process_index=host, process_count=hosts)
+        indices = orders.batch_indices(
+            faces.labels, batch_size=16, seed=1, by_lanes=True, **place
+        )
+        lanes = orders.LaneBatches(len(faces), 16, seed=1, **place)
+        rows = faces.rows[lanes.examples_of_host()]
         cached = dataclasses.replace(
             faces, source=caching.RamSource(counting, np.sort(rows))
         )
         assert counting.rows == rows.tolist()  # its part, sequentially, once
         reader = pipeline.BatchReader(cached, image_size=16, threads=2)
-        options = dict(batch_size=16, start_step=5, stop_step=40)
-        mine = pipeline.train_batches(
-            reader, indices, process_index=host, process_count=hosts, **options
-        )
-        expected = pipeline.train_batches(
-            whole, indices, process_index=host, process_count=hosts, **options
-        )
+        options = dict(start_step=5, stop_step=40)
+        mine = pipeline.train_batches(reader, indices, **options)
+        expected = pipeline.train_batches(whole, indices, **options)
         for a, b in zip(mine, expected, strict=True):
             for key in a:
                 np.testing.assert_array_equal(a[key], b[key])

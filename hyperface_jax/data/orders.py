@@ -1,6 +1,7 @@
 """In which order examples come: pure functions of (seed, step), for any host count."""
 
 import math
+import threading
 from typing import Any
 
 import grain
@@ -13,6 +14,28 @@ SAMPLERS = {"uniform": 1.0, "sqrt": 0.5, "identity": 0.0}
 
 VIRTUAL_SHARDS = 1024
 """Pieces that a set is cut into where hosts keep their part in memory."""
+
+
+class HostRows:
+    """Step -> the rows of one process in each global batch, as a random-access source.
+
+    Only these are computed: the rows of 64 hosts take longer than to train on them.
+
+    Args:
+      order: position -> example, without an end.
+      batch_size: B, global.
+      part: of each batch.
+    """
+
+    def __init__(self, order: Any, batch_size: int, part: range):
+        self._order, self._batch_size, self._part = order, batch_size, part
+
+    def __len__(self) -> int:
+        return len(self._order) // self._batch_size
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        start = int(step) * self._batch_size
+        return np.array([self._order[start + place] for place in self._part], np.int64)
 
 
 class WeightedEpochs:
@@ -32,6 +55,7 @@ class WeightedEpochs:
         self._seed = seed
         self._epochs = epochs
         self._cache: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()  # one of the threads that work ahead computes
 
     def __len__(self) -> int:
         return len(self._edges) * self._epochs
@@ -40,12 +64,19 @@ class WeightedEpochs:
         epoch, place = divmod(int(position), len(self._edges))
         order = self._cache.get(epoch)
         if order is None:
+            with self._lock:
+                order = self._cached(epoch)
+        return int(order[place])
+
+    def _cached(self, epoch: int) -> np.ndarray:
+        order = self._cache.get(epoch)
+        if order is None:
             order = self._order(epoch)
             # Batches run over the end of an epoch, and threads work ahead: keep two.
             newest = sorted([*self._cache, epoch])[-2:]
             kept = {k: v for k, v in self._cache.items() if k in newest}
             self._cache = kept | {epoch: order}
-        return int(order[place])
+        return order
 
     def _order(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self._seed, epoch])
@@ -67,11 +98,23 @@ class LaneBatches:
       num_examples: N, at least one for each lane.
       batch_size: B, global.
       seed: of all permutations.
+      process_index: of the host whose rows are wanted.
+      process_count: number of hosts.
       steps: how many batches there are.
+
+    Raises:
+      ValueError: too few images, or the number of hosts does not divide the lanes.
     """
 
     def __init__(
-        self, num_examples: int, batch_size: int, *, seed: int, steps: int = 1 << 40
+        self,
+        num_examples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        steps: int = 1 << 40,
     ):
         self.lanes = math.gcd(VIRTUAL_SHARDS, batch_size)
         if num_examples < self.lanes:
@@ -79,6 +122,13 @@ class LaneBatches:
                 f"data.cache=ram: {num_examples} images for {self.lanes} lanes of a "
                 f"batch of {batch_size}, expected at least one for each"
             )
+        if self.lanes % process_count:
+            raise ValueError(
+                f"data.cache=ram: {process_count} hosts do not divide the {self.lanes} "
+                "lanes of a batch, expected a power of 2"
+            )
+        share = self.lanes // process_count
+        self._mine = range(process_index * share, (process_index + 1) * share)
         pieces = np.arange(VIRTUAL_SHARDS + 1) * num_examples // VIRTUAL_SHARDS
         self._edges = pieces[:: VIRTUAL_SHARDS // self.lanes]
         self._rows = batch_size // self.lanes  # of a lane in a batch
@@ -90,8 +140,7 @@ class LaneBatches:
         return self._steps
 
     def __getitem__(self, step: int) -> np.ndarray:
-        lanes = range(self.lanes)
-        return np.concatenate([self._of_lane(lane, int(step)) for lane in lanes])
+        return np.concatenate([self._of_lane(lane, int(step)) for lane in self._mine])
 
     def _of_lane(self, lane: int, step: int) -> np.ndarray:
         low, high = int(self._edges[lane]), int(self._edges[lane + 1])
@@ -112,20 +161,9 @@ class LaneBatches:
             self._cache[lane, epoch] = order
         return order
 
-    def examples_of_host(self, process_index: int, process_count: int) -> np.ndarray:
-        """Examples that a host reads in all batches together: one contiguous range.
-
-        Raises:
-          ValueError: the number of hosts does not divide the lanes.
-        """
-        if self.lanes % process_count:
-            raise ValueError(
-                f"data.cache=ram: {process_count} hosts do not divide the {self.lanes} "
-                "lanes of a batch, expected a power of 2"
-            )
-        share = self.lanes // process_count
-        low, high = self._edges[[process_index * share, (process_index + 1) * share]]
-        return np.arange(low, high)
+    def examples_of_host(self) -> np.ndarray:
+        """Examples that the host reads in all its batches: one contiguous range."""
+        return np.arange(self._edges[self._mine.start], self._edges[self._mine.stop])
 
 
 def batch_indices(
@@ -135,22 +173,40 @@ def batch_indices(
     seed: int,
     sampler: str = "uniform",
     by_lanes: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> grain.MapDataset:
-    """Step -> indices [batch_size]: another order of the examples each epoch.
+    """Step -> indices of a process [B / processes]: another order each epoch.
 
     Batches run on over the end of an epoch, so no example is ever left out.
 
     Args:
       labels: int32 [N].
-      batch_size: of a batch.
+      batch_size: B, of a global batch; the processes have neighbouring parts of it.
       seed: of all orders.
       sampler: "uniform" draws each image once an epoch; the other rows of `SAMPLERS`
         draw an identity of n images with that power of n.
       by_lanes: each row of a batch from its own part of the set, see `LaneBatches`;
         uniform only.
+      process_index: of this host.
+      process_count: number of hosts.
+
+    Raises:
+      ValueError: the hosts cannot have equal parts.
     """
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size is {batch_size}, expected a multiple of the {process_count} "
+            "processes"
+        )
     if by_lanes:
-        batches: Any = LaneBatches(len(labels), batch_size, seed=seed)
+        batches: Any = LaneBatches(
+            len(labels),
+            batch_size,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
+        )
         return grain.MapDataset.source(batches)
     if sampler == "uniform":
         order = grain.MapDataset.range(len(labels)).seed(seed).shuffle().repeat()
@@ -158,4 +214,7 @@ def batch_indices(
         weights = sampling_weights(labels, SAMPLERS[sampler])
         draws: Any = WeightedEpochs(weights, seed=seed)
         order = grain.MapDataset.source(draws)
-    return order.batch(batch_size, drop_remainder=True)
+    share = batch_size // process_count
+    part = range(process_index * share, (process_index + 1) * share)
+    rows: Any = HostRows(order, batch_size, part)
+    return grain.MapDataset.source(rows)

@@ -105,34 +105,21 @@ def train_batches(
     reader: BatchReader,
     indices: grain.MapDataset,
     *,
-    batch_size: int,
     start_step: int,
     stop_step: int,
-    process_index: int = 0,
-    process_count: int = 1,
     prefetch: int = 3,
 ) -> Iterator[Batch]:
-    """Rows of this process in the global batches of [start_step, stop_step).
+    """Rows of a process in the global batches of [start_step, stop_step).
 
     Args:
       reader: decodes one batch.
-      indices: step -> rows of the global batch, from `orders.batch_indices`.
-      batch_size: global; a multiple of process_count.
+      indices: step -> its indices, from `orders.batch_indices`.
       start_step: first step wanted.
       stop_step: one after the last.
-      process_index: of this host.
-      process_count: number of hosts.
       prefetch: batches decoded ahead.
     """
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size is {batch_size}, expected a multiple of the {process_count} "
-            "processes"
-        )
-    rows = batch_size // process_count
-    mine = slice(process_index * rows, (process_index + 1) * rows)
     batches = indices.slice(slice(start_step, stop_step)).map(
-        lambda whole: reader(np.asarray(whole)[mine].tolist())
+        lambda mine: reader(mine.tolist())
     )
     # The reader has its own threads; Grain's are only for working ahead.
     options = grain.ReadOptions(

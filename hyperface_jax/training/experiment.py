@@ -84,12 +84,10 @@ class Experiment:
                 seed=c.seed,
                 sampler=c.data.sampler,
                 by_lanes=c.data.cache == "ram",
+                **hosts.place(),
             ),
-            batch_size=c.train.batch_size,
             start_step=start_step,
             stop_step=c.train.steps,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
             prefetch=c.data.prefetch,
         )
 
@@ -97,11 +95,12 @@ class Experiment:
         """Decodes batches of the training set; with data.cache=ram from memory."""
         data, faces = self.config.data, self.train_set
         if data.cache == "ram":
+            batch_size, seed = self.config.train.batch_size, self.config.seed
             lanes = orders.LaneBatches(
-                len(faces), self.config.train.batch_size, seed=self.config.seed
+                len(faces), batch_size, seed=seed, **hosts.place()
             )
-            mine = lanes.examples_of_host(jax.process_index(), jax.process_count())
-            source = caching.RamSource(faces.source, np.sort(faces.rows[mine]))
+            mine = faces.rows[lanes.examples_of_host()]
+            source = caching.RamSource(faces.source, np.sort(mine))
             faces = dataclasses.replace(faces, source=source)
         return pipeline.BatchReader(
             faces, image_size=data.image_size, threads=data.threads
