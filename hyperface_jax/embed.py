@@ -78,7 +78,7 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
     made = model.load(a.model, a.checkpoint)
     faces = loose_images.open_any(a.source, lines)
     if out.suffix == ".parquet":
-        parquet.check_ids(out, getattr(faces.source, "ids", ()))
+        parquet.check_ids(out, getattr(faces.source, "ids", None) or ())
     if not a.resize:
         _check_first(faces, made.image_size)
     folder = out.with_name(out.name + ".parts") if single else out

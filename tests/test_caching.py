@@ -12,6 +12,7 @@ import record_files
 import toy
 
 from hyperface_jax.data import caching, datasets, insightface, orders, pipeline, sources
+from hyperface_jax.data.records import UnreadableFileError
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,27 @@ def test_ram_reads_once_in_order_and_gives_the_same_batches(faces, hosts):
             for key in a:
                 np.testing.assert_array_equal(a[key], b[key])
         assert len(counting.rows) == len(rows)
+
+
+def test_what_could_not_be_read_is_asked_for_again(faces):
+    """A mount that stalls once must not cost an image in every epoch."""
+
+    class Stalling(Counting):
+        def __getitems__(self, rows):
+            found = list(super().__getitems__(rows))
+            return [
+                UnreadableFileError("stalled") if row == 7 and stalls else record
+                for row, record in zip(rows, found, strict=True)
+            ]
+
+    stalls, source = True, Stalling(faces.source)
+    cached = caching.RamSource(source, np.arange(20))
+    assert isinstance(cached.__getitems__([6, 7])[1], UnreadableFileError)
+    stalls = False
+    assert cached.__getitems__([6, 7])[1]["id"] == faces.read([7])[0]["id"]
+    before = len(source.rows)
+    assert cached.__getitems__([7])[0]["id"] == faces.read([7])[0]["id"]
+    assert len(source.rows) == before  # it is kept now
 
 
 def test_a_set_beyond_memory_is_refused_before_it_is_read(faces, monkeypatch):

@@ -91,7 +91,20 @@ def test_a_full_disk_is_one_line_and_no_bus_error(tmp_path, monkeypatch):
     assert folder.exists()
 
 
-def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path, monkeypatch):
+def test_a_store_that_is_stopped_while_it_is_made_leaves_nothing(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stored, "_reserve", stop)
+    with pytest.raises(KeyboardInterrupt):
+        stored.EmbeddingStore.create(
+            tmp_path / "store", ["a"], views=1, dimension=8, images="", weights=""
+        )
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path):
     """The system's own error is "[Errno 28] No space left on device"."""
 
     def full(*_):
@@ -106,10 +119,9 @@ def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"space left on device: '.*found.tsv'") as error:
         half()
     assert command_line.text_of(error.value) == f"{path}: no space left on device"
-    with monkeypatch.context() as m:
-        m.setattr(Path, "write_bytes", full)
-        with pytest.raises(OSError, match=r"space left on device: '.*found.tsv'"):
-            name_lists.write_names(path, [("a", "b")])
+    Path(f"{path}.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"space left on device: '.*found.tsv'"):
+        name_lists.write_names(path, [("a", "b")])
     assert not any(tmp_path.iterdir())
 
 

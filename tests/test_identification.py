@@ -49,10 +49,14 @@ def test_ties_go_against_the_mate():
 
 
 @pytest.mark.parametrize("block", [1, 5, 100])
-def test_against_a_sort(rng, block):
+def test_against_a_sort(rng, block, monkeypatch):
     gallery, probe = rng.normal(size=(30, 5)), rng.normal(size=(17, 5))
     gallery_id, probe_id = rng.permutation(30) // 2, rng.integers(0, 15, 17)
     ranks = mate_ranks(gallery, gallery_id, probe, probe_id, block=block)
+    with monkeypatch.context() as m:  # a gallery so large that few probes fit
+        m.setattr(ident, "_SCORES", 70)
+        few = mate_ranks(gallery, gallery_id, probe, probe_id, block=block)
+    np.testing.assert_array_equal(few, ranks)
     for rank, vector, name in zip(ranks, probe, probe_id, strict=True):
         cos = gallery @ vector / np.linalg.norm(gallery, axis=1)
         ordered = gallery_id[np.argsort(-cos)]

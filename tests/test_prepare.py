@@ -26,7 +26,8 @@ from hyperface_jax.data import (
     preparing,
     sources,
 )
-from hyperface_jax.data.records import BadRecordError
+from hyperface_jax.data.records import BadRecordError, ids_of
+from hyperface_jax.data.shard_source import ShardSource
 
 SOURCES = {
     "recordio": lambda p: record_files.write_insightface(p),
@@ -52,7 +53,9 @@ def test_the_same_examples_in_the_same_order_as_the_source(tmp_path, kind, worke
         [f"faces-train.array_record-{k:05d}-of-00003" for k in range(3)]
         + ["card.md", "dataset_info.json", "duplicates.tsv", "features.json"]
         + ["identities.txt", "labels.npy", "metadata.json", "rejected.tsv"]
+        + ["ids.txt"]
     )
+    assert copy.source.ids == [r["id"] for r in copy.read(range(len(copy)))]
     part = copy.source.take(np.array([3, 9])).take(np.array([1]))
     assert part.__getitems__([0])[0]["id"] == faces.read([9])[0]["id"]
 
@@ -387,6 +390,36 @@ def test_a_damaged_shard_is_one_bad_record_and_not_the_end(tmp_path):
 def test_a_dataset_that_is_not_there_says_how_to_make_it(tmp_path):
     with pytest.raises(ValueError, match=r"hyperface_jax.prepare .* --name ms1m"):
         opened(tmp_path, "ms1m", "v3")
+
+
+def test_ids_of_a_prepared_set_are_known_without_its_images(tmp_path, monkeypatch):
+    """Exclusion lists read every image of WebFace42M at each start, 300 GB."""
+    source = toy.write_folder(tmp_path / "source", people=4, images=3)
+    (source / "Person_00" / "a\tb\udcff.jpg").write_bytes(
+        (source / "Person_00" / "Person_00_0001.jpg").read_bytes()
+    )
+    (source / "Person_01" / "Person_01_0002.jpg").write_bytes(b"none")
+    run("--source", source, "--data_dir", tmp_path, "--images_per_shard", 4)
+    faces = opened(tmp_path)
+    ids = [r["id"] for r in faces.read(range(len(faces)))]
+    assert len(ids) == 12
+    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    with monkeypatch.context() as m:
+        m.setattr(ShardSource, "__getitems__", None)
+        known = opened(tmp_path)
+        assert list(ids_of(known.source)) == ids
+        part = known.source.take(np.array([5, 11]))
+        assert len(edits.exclude(known, {"image": {ids[3]}})) == 11
+    assert [r["id"] for r in part.__getitems__([0, 1])] == [ids[5], ids[11]]
+    near = known.source.take(np.arange(4, 7))  # one of its four is rejected
+    assert near._source._files == known.source._files[1:2]
+    assert [r["id"] for r in near.__getitems__([2, 0])] == [ids[6], ids[4]]
+    whole = (folder / "ids.txt").read_text()
+    (folder / "ids.txt").write_text(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"ids.txt: \d+ ids for 12 records"):
+        ids_of(opened(tmp_path).source)
+    (folder / "ids.txt").unlink()
+    assert list(ids_of(opened(tmp_path).source)) == ids
 
 
 def test_exclusions_of_a_prepared_set_go_by_name(tmp_path):

@@ -1,5 +1,6 @@
 """InsightFace's RecordIO: what is read, and what damage costs."""
 
+import errno
 import functools
 import itertools
 import json
@@ -21,7 +22,7 @@ from hyperface_jax.data import (
     recordio,
     sources,
 )
-from hyperface_jax.data.records import BadRecordError
+from hyperface_jax.data.records import BadRecordError, UnreadableFileError
 
 LAYOUTS = ("insightface", "array_label", "no_header", "split_record")
 
@@ -117,6 +118,24 @@ def test_a_damaged_record_keeps_its_place_and_names_file_key_and_offset(tmp_path
     assert reader(range(5, 9))["weight"].tolist() == [1, 0, 1, 1]
     (reason,) = reader.bad_records.values()
     assert f"train.rec, record 7 at byte {offset}: magic is 0xced7230b" in reason
+
+
+def test_a_bad_sector_is_one_bad_record(tmp_path, monkeypatch):
+    folder = record_files.write_insightface(tmp_path)
+    faces, read = insightface.open_insightface(folder), recordio.os.pread
+
+    def pread(file, size, offset):
+        if offset == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(file, size, offset)
+
+    bad = int(faces.source._file._offsets[3])
+    monkeypatch.setattr(recordio.os, "pread", pread)
+    records = faces.read(range(6))
+    assert [isinstance(r, UnreadableFileError) for r in records] == [
+        k == 3 for k in range(6)
+    ]
+    assert "train.rec, record 3: Input/output error" in str(records[3])
 
 
 def test_a_cut_off_file_and_an_index_of_another_file(tmp_path):

@@ -151,6 +151,33 @@ def test_a_run_leaves_everything(finished):
 
 
 @core
+def test_rows_in_a_bucket_are_written_once_a_minute(tmp_path, monkeypatch):
+    """It takes no appending: each log line wrote all of a run's lines again."""
+    written = []
+    monkeypatch.setattr(metric_writer.workdir, "is_bucket", lambda _: True)
+    monkeypatch.setattr(
+        metric_writer.workdir,
+        "write_text",
+        lambda path, text: (written.append(text), path.write_text(text)),
+    )
+    rows = metric_writer.JsonLines(tmp_path)
+    for step in range(50):
+        rows.write(step, {"loss": 1.0})
+    assert not written
+    monkeypatch.setattr(metric_writer, "COPY_SECONDS", 0.0)
+    rows.write(50, {"loss": 1.0})
+    assert len(written) == 1
+    monkeypatch.setattr(metric_writer, "COPY_SECONDS", 60.0)
+    rows.write(51, {"loss": 1.0})
+    rows.close()
+    assert [row["step"] for row in metric_writer.read_metrics(tmp_path)] == [*range(52)]
+    again = metric_writer.JsonLines(tmp_path)
+    again.drop_after(51)
+    assert len(written) == 2  # nothing to drop, nothing written
+    again.drop_after(20)
+    assert len(metric_writer.read_metrics(tmp_path)) == 21
+
+
 def test_k_steps_restart_k_steps_equals_2k_steps(faces, finished, tmp_path, caplog):
     whole, _ = finished
     train.train_and_evaluate(small_config(faces, train__steps=3), tmp_path)

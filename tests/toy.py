@@ -55,3 +55,13 @@ def refusal(work):
     except ValueError as error:
         return str(error)
     return ""
+
+
+class NoImages:
+    """A source of which only the length is asked."""
+
+    def __init__(self, count: int):
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count

@@ -14,7 +14,7 @@ from etils import epath
 from tqdm import tqdm
 
 from hyperface_jax.data import image_list
-from hyperface_jax.data.records import Record, RecordSource
+from hyperface_jax.data.records import Record, RecordSource, UnreadableFileError
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,8 @@ def _check_space(folder: Path, wanted: int) -> None:
 class RamSource:
     """A source of which some rows were read into memory, in order, once.
 
+    A file that could not be read then is asked for again when it is wanted.
+
     Args:
       source: the slow one.
       rows: int [n], rising: what to keep.
@@ -155,10 +157,12 @@ class RamSource:
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
         """Records from memory; others from the slow source."""
         places = self._place[list(rows)]
-        if (places >= 0).all():
-            return [self._records[place] for place in places]
-        found = list(self._source.__getitems__(list(rows)))
-        return found
+        if not (places >= 0).all():
+            return list(self._source.__getitems__(list(rows)))
+        for row, place in zip(rows, places, strict=True):
+            if isinstance(self._records[place], UnreadableFileError):
+                self._records[place] = self._source.__getitems__([row])[0]
+        return [self._records[place] for place in places]
 
     def take(self, rows: np.ndarray) -> RecordSource:
         """The given rows of the slow source."""

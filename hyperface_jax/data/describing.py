@@ -42,6 +42,9 @@ def describe(
     with (folder / prepared.LABELS).open("wb") as file:
         np.save(file, facts.labels)
     write_names(folder / prepared.IDENTITIES, ([n] for n in faces.identities))
+    if all(len(part.ids) == len(part.rows) for part in written.parts()):
+        ids = ([id_] for part in written.parts() for id_ in part.ids)
+        write_names(folder / prepared.IDS, ids)
     write_names(folder / prepared.REJECTED, written.rejected)
     repeats = duplicates(written)
     write_names(folder / DUPLICATES, _duplicate_rows(faces, repeats))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from hyperface_jax.data.face_set import FaceSet, drop_empty, fingerprint_of, sample_of
 from hyperface_jax.data.recordio import RecordFile, RecordIOError
-from hyperface_jax.data.records import BadRecordError, Record
+from hyperface_jax.data.records import BadRecordError, Record, file_error
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class RecordIOSource:
             label = whole_label(payload.labels)
         except BadRecordError as error:
             return error
+        except OSError as error:  # a bad sector must not end a run of weeks
+            return file_error(f"{self._file.path}, record {row}", error)
         return {"image": payload.image, "label": label, "id": str(self._file.keys[row])}
 
     def take(self, rows: np.ndarray) -> "RecordIOSource":

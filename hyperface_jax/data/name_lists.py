@@ -40,9 +40,10 @@ def write_names(path: Path | epath.Path, rows: Iterable[Sequence[str]]) -> None:
       OSError: it cannot be written; with its name, which a full disk does not say.
     """
     temporary = path.with_name(f"{path.name}.tmp")
-    lines = ("\t".join(map(escape, row)) + "\n" for row in rows)
     try:
-        temporary.write_bytes("".join(lines).encode())
+        with temporary.open("wb") as file:
+            for row in rows:
+                file.write(("\t".join(map(escape, row)) + "\n").encode())
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

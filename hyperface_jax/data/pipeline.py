@@ -80,10 +80,7 @@ class BatchReader:
             raise record
         expected, found = int(self._faces.source_labels[row]), int(record["label"])
         if found != expected:
-            count = len(np.unique(self._faces.source_labels))
-            raise BadRecordError(
-                f"label is {found}, expected {expected} (of {count} identities)"
-            )
+            raise BadRecordError(f"label is {found}, expected {expected}")
         return record
 
     def _report(self, row: int, record: Record, error: BadRecordError) -> None:

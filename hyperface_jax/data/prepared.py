@@ -4,6 +4,7 @@ Beside what TFDS writes (dataset_info.json, features.json, shards) lie
 
     labels.npy       int32 [N], label of each record in the order of the shards
     identities.txt   name of each label, one a line
+    ids.txt          id of each record, one a line
     rejected.tsv     id, reason
     duplicates.tsv   images with equal bytes, as a list for --exclude
     metadata.json    fingerprint; pairs, gallery and probes as rows
@@ -30,6 +31,7 @@ from hyperface_jax.data.shard_source import ShardSource
 
 LABELS = "labels.npy"
 IDENTITIES = "identities.txt"
+IDS = "ids.txt"
 REJECTED = "rejected.tsv"
 CARD = "card.md"
 LICENCE_LINE = "- Licence: "
@@ -71,7 +73,9 @@ def open_split(builder: Any, split: str) -> FaceSet:
         )
     facts = metadata.get("splits", {}).get(split, {})
     info = builder.info.splits[split]
-    source = ShardSource([os.fspath(path) for path in info.filepaths])
+    ids = folder / IDS if split == "train" and (folder / IDS).exists() else ""
+    files = [os.fspath(path) for path in info.filepaths]
+    source = ShardSource(files, os.fspath(ids))
     source.check_lengths(info.shard_lengths)
     labels, identities = _labels(folder, split, facts, source)
     if len(labels) != len(source):

@@ -1,5 +1,6 @@
 """Random access to the records of array_record shards."""
 
+import functools
 import os
 import resource
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from array_record.python.array_record_module import (  # pyright: ignore[reportM
 )
 from tensorflow_datasets.proto import tf_example_pb2
 
+from hyperface_jax.data.name_lists import read_names
 from hyperface_jax.data.records import BadRecordError, Record
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
@@ -28,20 +30,39 @@ class ShardSource:
 
     Args:
       files: shards in order.
+      ids_path: list of all their ids, or ""; it is read when somebody asks.
     """
 
-    def __init__(self, files: Sequence[str]):
+    def __init__(self, files: Sequence[str], ids_path: str = ""):
         self._files = list(files)
+        self._ids_path = ids_path
         _allow_open_files(len(self._files))
         self._readers = [ArrayRecordReader(f, _READER_OPTIONS) for f in self._files]
         counts = [reader.num_records() for reader in self._readers]
         self._starts = np.cumsum([0, *counts])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_files": self._files}
+        return {"_files": self._files, "_ids_path": self._ids_path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_files"])
+        self.__init__(state["_files"], state["_ids_path"])
+
+    @functools.cached_property
+    def ids(self) -> Sequence[str] | None:
+        """Id of each record; None where only the records themselves say it.
+
+        Raises:
+          ValueError: their list is damaged.
+        """
+        if not self._ids_path:
+            return None
+        ids = [row[0] for row in read_names(self._ids_path)]
+        if len(ids) != len(self):
+            raise ValueError(
+                f"{self._ids_path}: {len(ids)} ids for {len(self)} records; without "
+                "this file they are read from the records"
+            )
+        return ids
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -86,8 +107,15 @@ class ShardSource:
             return [record for p in positions for record in self._read(shard, [p])]
 
     def take(self, rows: np.ndarray) -> "TakenRows":
-        """The given rows as a source of their own."""
-        return TakenRows(self, rows)
+        """The given rows as a source of their own, of the shards that hold them."""
+        rows = np.asarray(rows)
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        used = np.unique(owner)
+        if len(used) > len(self._files) // 2:
+            return TakenRows(self, rows)
+        part = ShardSource([self._files[k] for k in used])
+        moved = part._starts[np.searchsorted(used, owner)] - self._starts[owner]
+        return TakenRows(part, rows + moved)
 
 
 class TakenRows:
@@ -104,6 +132,12 @@ class TakenRows:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def ids(self) -> Sequence[str] | None:
+        """See `ShardSource.ids`."""
+        ids = self._source.ids
+        return None if ids is None else [ids[row] for row in self._rows.tolist()]
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
         """Records of the given rows of this source."""
@@ -149,11 +183,16 @@ def parse(data: bytes) -> Record:
         return BadRecordError(f"not an example with image and label ({error})"[:160])
 
 
+def stored_text(id_: str) -> str:
+    """An id as it reads in a record: UTF-8 has no lone surrogates."""
+    return id_.encode("utf-8", "backslashreplace").decode()
+
+
 def serialise(image: bytes, label: int, id_: str) -> bytes:
     """Inverse of `parse`; what TFDS writes for the same features."""
     example = _Example()
     feature = example.features.feature
-    feature["id"].bytes_list.value.append(id_.encode("utf-8", "backslashreplace"))
+    feature["id"].bytes_list.value.append(stored_text(id_).encode())
     feature["image"].bytes_list.value.append(image)
     feature["label"].int64_list.value.append(label)
     return example.SerializeToString(deterministic=True)

@@ -28,7 +28,7 @@ from hyperface_jax.data.records import (
     RecordSource,
     UnreadableFileError,
 )
-from hyperface_jax.data.shard_source import serialise
+from hyperface_jax.data.shard_source import serialise, stored_text
 
 # One record a group: random access reads no neighbours. JPEG does not shrink further,
 # and without compression reading is a copy.
@@ -73,6 +73,8 @@ class Part:
       num_bytes: of the serialised records.
       rejected: (row, id, reason) of those left out.
       file_bytes: size of the shard on disk.
+      ids: of each record kept, as it reads in the shard; none in parts of a version
+        that did not note them.
     """
 
     rows: np.ndarray
@@ -82,6 +84,7 @@ class Part:
     num_bytes: int
     rejected: list[tuple[int, str, str]]
     file_bytes: int
+    ids: list[str]
 
 
 def image_size(image: bytes) -> tuple[int, int]:
@@ -159,7 +162,7 @@ def write_shard(task: ShardTask) -> int:
 
 def _write(task: ShardTask, temporary: Path) -> int:
     rejected: list[tuple[int, str, str]] = []
-    rows, labels, hashes, sizes, num_bytes = [], [], [], [], 0
+    rows, labels, hashes, sizes, ids, num_bytes = [], [], [], [], [], 0
     writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
     try:
         for k, image, label, id_, digest, size in examples(task, rejected):
@@ -170,6 +173,7 @@ def _write(task: ShardTask, temporary: Path) -> int:
             labels.append(label)
             hashes.append(digest)
             sizes.append(size)
+            ids.append(stored_text(id_))
     finally:
         # Raises where the disk is full: nothing is renamed then.
         writer.close()
@@ -181,6 +185,7 @@ def _write(task: ShardTask, temporary: Path) -> int:
         num_bytes=num_bytes,
         rejected=rejected,
         file_bytes=temporary.stat().st_size,
+        ids=ids,
     )
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -191,7 +196,7 @@ def _write(task: ShardTask, temporary: Path) -> int:
 
 def _write_part(path: Path, part: Part) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
-    facts = json.dumps([part.num_bytes, part.file_bytes, part.rejected])
+    facts = json.dumps([part.num_bytes, part.file_bytes, part.rejected, part.ids])
     with temporary.open("wb") as file:
         np.savez(
             file,
@@ -209,7 +214,8 @@ def _write_part(path: Path, part: Part) -> None:
 def read_part(path: Path) -> Part:
     """Inverse of what `write_shard` leaves beside a shard."""
     with np.load(path) as arrays:
-        num_bytes, file_bytes, rejected = json.loads(arrays["facts"].tobytes())
+        facts = json.loads(arrays["facts"].tobytes())
+        num_bytes, file_bytes, rejected = facts[:3]
         return Part(
             rows=arrays["rows"],
             labels=arrays["labels"],
@@ -218,6 +224,7 @@ def read_part(path: Path) -> Part:
             num_bytes=num_bytes,
             rejected=[tuple(item) for item in rejected],
             file_bytes=file_bytes,
+            ids=facts[3] if len(facts) > 3 else [],
         )
 
 

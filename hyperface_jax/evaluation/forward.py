@@ -88,6 +88,7 @@ def embed_rows(
     threads: int,
     mesh: Mesh,
     exact: bool = False,
+    position: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Embeds rows of a set's source.
 
@@ -100,14 +101,14 @@ def embed_rows(
       threads: for decoding.
       mesh: images are split over all its devices.
       exact: images of another size count as unreadable; else they are resampled.
+      position: `position_of(faces)`, where it is known.
 
     Returns:
       float32 [n, V, D]; an image that cannot be read has the embedding 0. And row ->
       reason of those images.
     """
     sharding.check_divisible("eval.batch_size", batch_size, mesh)
-    position = np.full(len(faces.source), -1)
-    position[faces.rows] = np.arange(len(faces))
+    position = position_of(faces) if position is None else position
     reader = BatchReader(faces, image_size=image_size, threads=threads, exact=exact)
     parts, readable = [], []
     total = -(-len(rows) // batch_size)
@@ -123,6 +124,13 @@ def embed_rows(
     for row in rows[~_of_all_hosts(readable)[: len(rows)]]:
         bad.setdefault(int(row), "unreadable; another host's log says why")
     return _of_all_hosts(parts)[: len(rows)], bad
+
+
+def position_of(faces: FaceSet) -> np.ndarray:
+    """[rows of the source] -> example of the set, or -1."""
+    position = np.full(len(faces.source), -1)
+    position[faces.rows] = np.arange(len(faces))
+    return position
 
 
 def _of_all_hosts(parts: list[np.ndarray]) -> np.ndarray:
@@ -161,9 +169,11 @@ def embed_to_store(
     Raises:
       ValueError: the network gives NaN or infinity.
     """
+    position = None
     for number, span in store.missing(part, parts):
         wanted = rows[span.start : span.stop]
-        views, bad = embed_rows(embed, faces, wanted, **options)
+        position = position_of(faces) if position is None else position
+        views, bad = embed_rows(embed, faces, wanted, position=position, **options)
         finite = np.isfinite(views).all(axis=(1, 2))
         if not finite.all():
             raise ValueError(

@@ -25,6 +25,8 @@ from jaxtyping import Bool, Float, Int
 from hyperface_jax.evaluation.roc import far_label
 from hyperface_jax.evaluation.similarity import unit_rows
 
+_SCORES = 1 << 26  # at a time, 0.5 GB
+
 Gallery: TypeAlias = tuple[Float[np.ndarray, "_ D"], Int[np.ndarray, " _"]]
 """Vectors, need not be normalised, and identities."""
 
@@ -41,7 +43,8 @@ def mate_ranks(
 
     Cosine similarity. Where an identity has several gallery entries its best one
     counts. Ties go against the mate, so that a network which maps all faces to one
-    point scores 0 and not 1. Memory is O(block · G).
+    point scores 0 and not 1. Memory is O(block · G), at most 0.6 GB beside float64
+    copies of the vectors.
 
     Raises:
       ValueError: NaN, no gallery or probe, or a probe without a mate.
@@ -67,8 +70,15 @@ def rank_k(
     """
     _check_ks(ks)
     ranks = mate_ranks(gallery, gallery_id, probe, probe_id)
-    shares = {f"rank{k}": float(np.mean(ranks <= k)) for k in ks if k < len(gallery)}
-    return shares | {"probes": float(len(probe)), "gallery_size": float(len(gallery))}
+    return shares_of_ranks(ranks, len(gallery), ks)
+
+
+def shares_of_ranks(
+    ranks: Int[np.ndarray, " P"], gallery_size: int, ks: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """What `rank_k` returns, from `mate_ranks`."""
+    shares = {f"rank{k}": float(np.mean(ranks <= k)) for k in ks if k < gallery_size}
+    return shares | {"probes": float(len(ranks)), "gallery_size": float(gallery_size)}
 
 
 def cmc(ranks: Int[np.ndarray, " P"], max_rank: int) -> Float[np.ndarray, " K"]:
@@ -188,6 +198,7 @@ def _search(gallery, gallery_id, probe, probe_id, *, block=1024, keep=0) -> _Fou
     gallery, probe = unit_rows(gallery, "gallery"), unit_rows(probe, "probe")
     mate, best_other = np.empty(len(probe)), np.empty(len(probe))
     rank, others = np.empty(len(probe), np.int64), np.empty(0)
+    block = max(1, min(block, _SCORES // len(gallery)))
     for start in range(0, len(probe), block):
         part = slice(start, start + block)
         cos = probe[part] @ gallery.T  # [block, G]

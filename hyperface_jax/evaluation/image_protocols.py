@@ -110,9 +110,11 @@ def discard_by_length(e: Embedded) -> ProtocolResult | None:
 
 def _bootstrap(e: Embedded, pairs: Pairs, scores: np.ndarray):
     """Intervals over subjects, where the set says who is in its images."""
+    if not e.options.bootstrap:
+        return {}
     subject = e.data.faces.label_of_row()
     first, second = subject[pairs.first], subject[pairs.second]
-    if not e.options.bootstrap or ((first == second) != pairs.is_genuine).any():
+    if ((first == second) != pairs.is_genuine).any():
         return {}
     return intervals.bootstrap_verification(
         scores, pairs.is_genuine, first, second, draws=e.options.bootstrap
@@ -169,8 +171,8 @@ def identify(e: Embedded) -> ProtocolResult | None:
         return None
     labels = e.data.faces.label_of_row()
     mine = (e.of(gallery), labels[gallery], e.of(probes), labels[probes])
-    metrics = identification.rank_k(*mine)
     ranks = identification.mate_ranks(*mine)
+    metrics = identification.shares_of_ranks(ranks, len(gallery))
     found = {}
     if e.options.bootstrap:
         ks = [int(k[4:]) for k in metrics if k.startswith("rank")]

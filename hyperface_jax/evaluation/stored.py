@@ -179,6 +179,9 @@ class EmbeddingStore:
                 weights=weights,
                 part_images=part_images,
             )
+        except BaseException:  # stopped: it may hold the space of all embeddings
+            shutil.rmtree(made, ignore_errors=True)
+            raise
         return cls(folder, meta)
 
     def missing(self, part: int = 0, parts: int = 1) -> Iterator[tuple[int, range]]:

@@ -29,30 +29,46 @@ class Sink(Protocol):
         ...
 
 
+COPY_SECONDS = 60.0
+"""Between two copies to a bucket, where nothing can be appended to a file."""
+
+
 class JsonLines:
-    """One JSON object a line in metrics.jsonl; survives a kill at any moment."""
+    """One JSON object a line in metrics.jsonl; survives a kill at any moment.
+
+    In a bucket the last minute's rows are lost with the process.
+    """
 
     def __init__(self, folder: epath.PathLike):
         self._path = epath.Path(folder) / FILE
         self._lines = self._path.read_text().splitlines() if self._path.exists() else []
+        self._copied = time.monotonic()
 
     def drop_after(self, step: int) -> None:
         """Forgets rows later than a checkpoint that training resumes from."""
-        self._lines = [row for row in self._lines if 0 <= _step_of(row) <= step]
-        self._path.write_text("".join(line + "\n" for line in self._lines))
+        kept = [row for row in self._lines if 0 <= _step_of(row) <= step]
+        if kept != self._lines or not self._path.exists():
+            self._lines = kept
+            self._write_all()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends a row."""
         line = json.dumps({"step": step, **scalars})
         self._lines.append(line)
-        if workdir.is_bucket(self._path):
-            self._path.write_text("".join(line + "\n" for line in self._lines))
-            return
-        with self._path.open("a") as file:
-            file.write(line + "\n")
+        if not workdir.is_bucket(self._path):
+            with self._path.open("a") as file:
+                file.write(line + "\n")
+        elif time.monotonic() - self._copied > COPY_SECONDS:
+            self._write_all()
 
     def close(self) -> None:
-        """Nothing is buffered."""
+        """Writes what is not there yet."""
+        if workdir.is_bucket(self._path):
+            self._write_all()
+
+    def _write_all(self) -> None:
+        workdir.write_text(self._path, "".join(line + "\n" for line in self._lines))
+        self._copied = time.monotonic()
 
 
 class TensorBoard:
@@ -60,8 +76,6 @@ class TensorBoard:
 
     For a bucket they are written to a local folder and copied from time to time.
     """
-
-    COPY_SECONDS = 60.0
 
     def __init__(self, folder: epath.PathLike):
         from tensorboardX import SummaryWriter
@@ -80,7 +94,7 @@ class TensorBoard:
         """Records scalars."""
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
-        if self._is_copied and time.monotonic() - self._copied > self.COPY_SECONDS:
+        if self._is_copied and time.monotonic() - self._copied > COPY_SECONDS:
             self._writer.flush()
             self._copy()
 
