@@ -9,6 +9,7 @@ gallery is somebody else wherever the person looked for is not in it.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -156,10 +157,9 @@ def _open_out(path: str) -> tuple[Path, Callable[..., None]]:
 def _lines(
     found: Nearest, probe_id: Ids, gallery_id: Ids
 ) -> Iterator[tuple[str, int, str, float]]:
-    for probe, (scores, rows) in enumerate(
-        zip(found.scores.tolist(), found.rows.tolist(), strict=True)
-    ):
-        for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1):
+    for probe, (scores, rows) in enumerate(zip(found.scores, found.rows, strict=True)):
+        pairs = zip(scores.tolist(), rows.tolist(), strict=True)
+        for rank, (score, row) in enumerate(pairs, 1):
             if row >= 0:
                 yield probe_id(probe), rank, gallery_id(row), score
 
@@ -169,7 +169,7 @@ def _write_tsv(out: Path, found, probe_id, gallery_id, about) -> None:
         (probe, str(rank), row, f"{score:.6f}")
         for probe, rank, row, score in _lines(found, probe_id, gallery_id)
     )
-    write_names(out, [COLUMNS, *lines])
+    write_names(out, itertools.chain([COLUMNS], lines))
 
 
 def _write_npz(out: Path, found, probe_id, gallery_id, about) -> None:
@@ -188,11 +188,11 @@ def _write_npz(out: Path, found, probe_id, gallery_id, about) -> None:
 
 def _write_parquet(out: Path, found, probe_id, gallery_id, about) -> None:
     pa = parquet.pyarrow()
-    lines = list(_lines(found, probe_id, gallery_id))
+    lines = _lines(found, probe_id, gallery_id)
 
     def groups() -> Iterator[dict[str, Any]]:
-        for start in range(0, len(lines), _LINES):
-            columns = zip(*lines[start : start + _LINES], strict=True)
+        while some := list(itertools.islice(lines, _LINES)):
+            columns = zip(*some, strict=True)
             yield dict(zip(COLUMNS, map(list, columns), strict=True))
 
     kinds = (pa.string(), pa.int32(), pa.string(), pa.float64())

@@ -100,9 +100,8 @@ def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedd
             )
         unreadable = _zero_rows(stored.views, np.arange(count), rows)
         position = np.arange(count)
-        return Embedded(
-            data, stored.views, position, unreadable, options, stored.summed
-        )
+        views, position = _needed_only(stored.views, position, rows)
+        return Embedded(data, views, position, unreadable, options, stored.summed)
     place = {id_: k for k, id_ in enumerate(stored.ids)}
     position = np.full(len(data.faces.source), -1)
     for id_, row in ids_of(data.faces.source).items():
@@ -121,7 +120,20 @@ def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedd
     unreadable = _zero_rows(stored.views, position, rows) | {
         int(row_of[k]): why for k, why in stored.unreadable.items() if row_of[k] >= 0
     }
-    return Embedded(data, stored.views, position, unreadable, options, stored.summed)
+    views, position = _needed_only(stored.views, position, rows)
+    return Embedded(data, views, position, unreadable, options, stored.summed)
+
+
+def _needed_only(
+    views: np.ndarray, position: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Views and positions of what a set needs out of a much larger store."""
+    if 2 * len(rows) > len(views):
+        return views, position
+    used, place = np.unique(position[rows], return_inverse=True)
+    moved = np.full(len(position), -1)
+    moved[rows] = place
+    return np.asarray(views[used]), moved
 
 
 def check_crowd(options: Options, network: str, name: str) -> None:

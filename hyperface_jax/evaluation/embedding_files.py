@@ -12,6 +12,7 @@ Whatever it is becomes a `Stored`.
 import dataclasses
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,19 @@ SUFFIXES = (".npz", ".parquet")
 """Of files that are written."""
 
 
+class Sums:
+    """`Stored.embeddings` in float32, added as they are read: all may not fit."""
+
+    def __init__(self, views: np.ndarray):
+        self._views = views
+        self.shape = (views.shape[0], views.shape[2])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        views = np.asarray(self._views[rows])
+        wide = np.promote_types(views.dtype, np.float32)
+        return views.sum(axis=1, dtype=wide).astype(np.float32)
+
+
 def write_embeddings(path: Path, found: Stored, about: Mapping[str, str]) -> None:
     """Writes one file of raw sums of the views, [N, D] float32, whole or not at all.
 
@@ -36,16 +50,26 @@ def write_embeddings(path: Path, found: Stored, about: Mapping[str, str]) -> Non
       found: embeddings with ids.
       about: "model" and "mirror_image_added", which `open_embeddings` compares.
     """
-    ids, embeddings = tuple(found.ids or ()), found.embeddings
+    ids, sums = found.ids or (), Sums(found.views)
     # Text, because keys of JSON are.
     lost = json.dumps({str(row): why for row, why in found.unreadable.items()})
     facts: dict[str, Any] = dict(about) | {"unreadable": lost}
     if path.suffix == ".parquet":
-        parquet.write_parquet(path, ids, embeddings, facts)
+        parquet.write_parquet(path, ids, sums, facts)
         return
-    with workdir.whole_file(epath.Path(path), "wb") as file:
-        facts |= {"embeddings": embeddings, "ids": np.asarray(ids)}
-        np.savez(file, allow_pickle=False, **facts)
+    with (
+        workdir.whole_file(epath.Path(path), "wb") as file,
+        zipfile.ZipFile(file, "w") as archive,
+    ):
+        for name, value in (facts | {"ids": ids}).items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
+                np.lib.format.write_array(part, np.asarray(value), allow_pickle=False)
+        with archive.open("embeddings.npy", "w", force_zip64=True) as part:
+            header = {"descr": "<f4", "fortran_order": False, "shape": sums.shape}
+            np.lib.format.write_array_header_1_0(part, header)
+            for start in range(0, sums.shape[0], parquet.ROWS):
+                block = sums[start : start + parquet.ROWS]
+                part.write(block.astype("<f4").tobytes())
 
 
 def open_embeddings(path: str | os.PathLike) -> Stored:

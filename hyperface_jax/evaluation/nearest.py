@@ -87,17 +87,22 @@ def search(
     elif block < 1:
         raise ValueError(f"block is {block}, expected at least 1")
     block = -(-min(block, len(gallery)) // GROUP) * GROUP
-    unit, blank_probes = unit_probes(probes, names[1])
+    spans = [
+        np.arange(start, min(start + PROBES, len(probes)))
+        for start in range(0, len(probes), PROBES)
+    ]
+    # All of them in float64 at once may not fit; a NaN is said before the search.
+    zero = np.concatenate([unit_rows_at(probes, s, names[1])[1] for s in spans])
     scores = np.full((len(probes), min(k, len(gallery))), -np.inf)
     rows = np.full(scores.shape, -1, np.int64)
     blank = [np.zeros(0, np.int64)]
-    for start in range(0, len(unit), PROBES):
-        part = slice(start, start + PROBES)
-        pass_ = _Pass(gallery, unit[part], scores.shape[1], block, names[0])
-        scores[part], rows[part], blank = pass_.run()
-    scores[blank_probes] = -np.inf
+    for span in spans:
+        unit, _ = unit_rows_at(probes, span, names[1])
+        pass_ = _Pass(gallery, unit, scores.shape[1], block, names[0])
+        scores[span], rows[span], blank = pass_.run()
+    scores[zero] = -np.inf
     rows[np.isneginf(scores)] = -1
-    return Nearest(scores, rows, np.concatenate(blank), blank_probes)
+    return Nearest(scores, rows, np.concatenate(blank), np.flatnonzero(zero))
 
 
 def check(

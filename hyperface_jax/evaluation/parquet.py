@@ -31,7 +31,7 @@ _KEY = b"hyperface_jax"
 def write_parquet(
     path: str | os.PathLike,
     ids: Sequence[str],
-    embeddings: Float[np.ndarray, "N D"],
+    embeddings: Any,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a file, whole or not at all.
@@ -39,16 +39,18 @@ def write_parquet(
     Args:
       path: to write to.
       ids: of the rows [N].
-      embeddings: [N, D], also a memory map; written as float32.
+      embeddings: [N, D], also a memory map or `embedding_files.Sums`: whatever has a
+        shape and gives rows; written as float32.
       metadata: of the file, anything that JSON takes.
 
     Raises:
       ValueError: ids or shape do not fit, or the file cannot be written.
     """
-    if embeddings.ndim != 2 or not embeddings.shape[1]:
+    if len(embeddings.shape) != 2 or not embeddings.shape[1]:
         raise ValueError(f"{path}: found {list(embeddings.shape)}, expected [N, D]")
-    if len(ids) != len(embeddings):
-        raise ValueError(f"{path}: {len(ids)} ids for {len(embeddings)} embeddings")
+    count = embeddings.shape[0]
+    if len(ids) != count:
+        raise ValueError(f"{path}: {len(ids)} ids for {count} embeddings")
     check_ids(path, ids)
     pa = pyarrow()
     size = embeddings.shape[1]
