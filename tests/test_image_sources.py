@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import record_files
 import toy
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from hyperface_jax.data import (
@@ -17,6 +19,7 @@ from hyperface_jax.data import (
     decode,
     edits,
     image_list,
+    image_names,
     loose_images,
     pipeline,
     sources,
@@ -296,3 +299,22 @@ def test_links_to_folders_are_followed_once(tmp_path):
     found = loose_images.open_any(str(root)).source.ids
     assert len(found) == 5
     assert "Person_00/Person_00_0001" in found
+
+
+NAMES = st.text("ab-. _0é", min_size=1, max_size=3)
+
+
+@given(st.sets(st.tuples(NAMES, NAMES), max_size=20))
+def test_persons_are_sorted_one_by_one_into_the_same_order(names):
+    """One sort of 42 million keeps every other thread waiting for minutes."""
+    assert image_names.by_person(names) == sorted(names)
+
+
+def test_loose_images_come_in_the_order_of_their_paths(tmp_path):
+    for name in ("a/b/1", "a-b/1", "a/b-c/1", "a b/2", "a/1", "A/1", "a.b/1"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    found = loose_images.open_any(str(tmp_path), []).source.ids
+    paths = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.png"))
+    assert list(found) == [p.with_suffix("").as_posix() for p in paths]

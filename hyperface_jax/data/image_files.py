@@ -9,7 +9,7 @@ from etils import epath
 
 from hyperface_jax.data import tar_files
 from hyperface_jax.data.face_set import FaceSet, fingerprint_of, sample_of
-from hyperface_jax.data.image_names import SUFFIXES, is_image
+from hyperface_jax.data.image_names import SUFFIXES, by_person, is_image
 from hyperface_jax.data.records import ImageSource
 
 
@@ -66,10 +66,8 @@ def face_set_of_files(
       sizes: int64 [N], bytes of each, for the fingerprint.
       reader: ByteReader in the same order.
     """
-    identities, labels = np.unique(
-        [identity for identity, _ in names], return_inverse=True
-    )
-    labels = labels.astype(np.int32)
+    number = {p: k for k, p in enumerate(dict.fromkeys(p for p, _ in names))}
+    labels = np.fromiter((number[p] for p, _ in names), np.int32, len(names))
     ids = [f"{identity}/{file.rsplit('.', 1)[0]}" for identity, file in names]
     if len(set(ids)) < len(ids):  # 1.jpg beside 1.png
         ids = [f"{identity}/{file}" for identity, file in names]
@@ -79,24 +77,24 @@ def face_set_of_files(
         rows=np.arange(len(names)),
         labels=labels,
         source_labels=labels,
-        identities=tuple(identities.tolist()),
+        identities=tuple(number),
         fingerprint=fingerprint_of("files", ids, sizes, sample_of(reader, len(names))),
     )
 
 
 def _in_folder(folder: epath.Path):
-    found = sorted(
+    size_of = {
         # A link to nowhere has no size and is reported when it is read; a pipe is
         # no file at all and would be waited for.
-        (person.name, file.name, file.stat().length if file.exists() else -1)
+        (person.name, file.name): file.stat().length if file.exists() else -1
         for person in folder.iterdir()
         if person.is_dir()
         for file in person.iterdir()
         if is_image(file.name) and (_is_regular(file) or not file.exists())
-    )
-    names = [(person, file) for person, file, _ in found]
+    }
+    names = by_person(size_of)
     files = [f"{person}/{file}" for person, file in names]
-    return names, np.array([f[2] for f in found]), FolderReader(folder, files)
+    return names, np.array([size_of[n] for n in names]), FolderReader(folder, files)
 
 
 def _is_regular(file: epath.Path) -> bool:

@@ -176,15 +176,16 @@ def shard_task(
     """The work of shard `index`; without paths only to iterate over its examples."""
     start = index * options.images_per_shard
     rows = faces.rows[start : start + options.images_per_shard]
+    source = faces.source.take(rows)
     return shards.ShardTask(
         path=path,
         part=part,
-        source=faces.source.take(rows),
+        source=source,
         first_row=start,
         source_labels=faces.source_labels[rows],
         labels=faces.labels[start : start + options.images_per_shard],
         verify=options.verify,
-        aligner=options.aligner,
+        aligner=options.aligner.only(source) if options.aligner else None,
     )
 
 

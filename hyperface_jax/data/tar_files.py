@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from hyperface_jax.data.image_names import is_image
+from hyperface_jax.data.image_names import by_person, is_image
 from hyperface_jax.data.recordio import open_local
 
 _BLOCKING = (*range(1, 21), 64, 126, 128, 256, 512, 1024, 2048)
@@ -93,7 +93,7 @@ def read_tar(
             found[name] = data
     ends = (m.offset_data + m.isreg() * -(-m.size // 512) * 512 for m, _ in members)
     _check_end(path, max(ends, default=0))
-    names = sorted(found)
+    names = by_person(found)
     offsets = np.array([found[name].offset_data for name in names], np.int64)
     sizes = np.array([found[name].size for name in names], np.int64)
     return names, sizes, TarReader(path, offsets, sizes)

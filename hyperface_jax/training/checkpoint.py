@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from hyperface_jax import hosts
 from hyperface_jax.training.train_state import TrainState
 
 FOLDER = "checkpoints"
@@ -98,7 +99,12 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        score: Any = {k: v for k, v in metrics.items() if k == self._best_metric}
+        score: Any = {
+            # Of one host: which checkpoint is best must not hang on a last bit.
+            k: float(hosts.gather(np.asarray(v, np.float32))[0])
+            for k, v in metrics.items()
+            if k == self._best_metric
+        }
         try:
             self._finish()
             self._pending = self._checkpointer.save_async(

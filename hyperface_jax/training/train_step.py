@@ -208,8 +208,9 @@ def _report(sums: dict[str, jax.Array], total: jax.Array) -> Metrics:
 def _moving_average(ema, weights, batch_stats, decay: float):
     if not ema:
         return ema
+    # Not decay * old + (1 - decay) * new: rounded, the two do not add up to 1.
     return jax.tree.map(
-        lambda old, new: decay * old + (1 - decay) * new,
+        lambda old, new: old + (1 - decay) * (new - old),
         ema,
         {"backbone": weights, "batch_stats": batch_stats},
     )
