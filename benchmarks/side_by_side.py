@@ -3,7 +3,7 @@
     for what in tune ablate test; do
       python benchmarks/side_by_side.py $what --lfw lfw.tar --pairs pairs.txt --out side
     done
-    python benchmarks/side_by_side_report.py --out side
+    python benchmarks/side_by_side_report.py --out side --pairs pairs.txt
 
 `tune` tries margins and scales of every loss on fold 8, whose people are tested in no
 other fold: first the margins with a scale of 2.3 times the smallest that can separate

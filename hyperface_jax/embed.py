@@ -88,9 +88,12 @@ def embed(arguments: argparse.Namespace, lines: Any = ()) -> Path:
         threads=a.threads,
         exact=not a.resize,
     )
-    found = embedder.store(faces, faces.rows, folder).read()
+    store = embedder.store(faces, faces.rows, folder)
+    found = store.read()
     if len(found.unreadable) == len(found.views):
-        shutil.rmtree(folder)  # or the same command would say so for ever
+        store.forget()  # or the same command would say so for ever
+        if single:
+            shutil.rmtree(folder)
         raise ValueError(
             f"{a.source}: none of {len(found.views)} images can be read: "
             f"{next(iter(found.unreadable.values()))}"

@@ -95,7 +95,7 @@ def whole_file(path: epath.Path, mode: str = "w") -> Iterator[Any]:
     except OSError as error:
         if error.filename or not error.strerror:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -105,5 +105,16 @@ def test_the_protocol_reads_the_length_of_embeddings(tmp_path, rng):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "EDC of all sets" in page
     assert "FNMR, 20\u202f% discarded" in page
+    lost = views.copy()
+    lost[:40] = 0  # unreadable ones say nothing of the lengths of others
+    found = protocols(lost)["error_versus_discard"]
+    assert found["counts"]["genuine_pairs"] == 190
+    lost = views / np.linalg.norm(views, axis=1, keepdims=True)
+    lost[0] = 0
+    assert "error_versus_discard" not in protocols(lost)
+    sure = centres[people] * rng.uniform(1, 2, size=(800, 1))  # nothing is rejected
+    metrics = protocols(sure)["error_versus_discard"]["metrics"]
+    assert metrics["fnmr@discard=0"] == 0
+    assert "edc_area" not in metrics
     unit = views / np.linalg.norm(views, axis=1, keepdims=True)
     assert "error_versus_discard" not in protocols(unit)

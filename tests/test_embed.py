@@ -122,6 +122,13 @@ def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path):
     Path(f"{path}.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"space left on device: '.*found.tsv'"):
         name_lists.write_names(path, [("a", "b")])
+
+    def rows():
+        yield ("a", "b")
+        (tmp_path / "source.npz").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match=r"source\.npz"):  # not found.tsv
+        name_lists.write_names(path, rows())
     assert not any(tmp_path.iterdir())
 
 
@@ -210,6 +217,12 @@ def test_damaged_images_are_left_out_wherever_they_stand(tmp_path):
     with pytest.raises(ValueError, match="none of 3 images can be read"):
         call(embed, *where)
     assert not (tmp_path / "e.npz").exists()
+    notes = tmp_path / "e" / "notes.txt"
+    for _ in range(2):  # what else is in the folder of a store stays
+        with pytest.raises(ValueError, match="none of 3 images can be read"):
+            call(embed, *where[:-1], tmp_path / "e")
+        notes.write_text("mine")
+    assert not list((tmp_path / "e" / stored.DONE).iterdir())
     write_images(faces)  # they are back, and the same command sees them
     assert embedding_files.open_embeddings(call(embed, *where)).views[1].any()
 

@@ -437,6 +437,9 @@ def test_ids_of_a_prepared_set_are_known_without_its_images(tmp_path, monkeypatc
     assert [r["id"] for r in part.__getitems__([0, 1])] == [ids[5], ids[11]]
     near = known.source.take(np.arange(4, 7))  # one of its four is rejected
     assert near._source._files == known.source._files[1:2]
+    assert near.ids == ids[4:7]
+    assert near.take(np.array([2])).ids == ids[6:7]
+    assert pickle.loads(pickle.dumps(near)).ids is None  # it takes no list along
     assert [r["id"] for r in near.__getitems__([2, 0])] == [ids[6], ids[4]]
     whole = (folder / "ids.txt").read_text()
     (folder / "ids.txt").write_text(whole[: len(whole) // 2])

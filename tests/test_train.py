@@ -171,10 +171,13 @@ def test_rows_in_a_bucket_are_written_once_a_minute(tmp_path, monkeypatch):
     rows.write(51, {"loss": 1.0})
     rows.close()
     assert [row["step"] for row in metric_writer.read_metrics(tmp_path)] == [*range(52)]
-    again = metric_writer.JsonLines(tmp_path)
-    again.drop_after(51)
+    metric_writer.JsonLines(tmp_path).drop_after(51)
     assert len(written) == 2  # nothing to drop, nothing written
-    again.drop_after(20)
+    path = tmp_path / metric_writer.FILE
+    path.write_text(path.read_text()[:-1])  # a kill before the newline
+    metric_writer.JsonLines(tmp_path).drop_after(51)
+    assert path.read_text().endswith("}\n")
+    metric_writer.JsonLines(tmp_path).drop_after(20)
     assert len(metric_writer.read_metrics(tmp_path)) == 21
 
 

@@ -405,3 +405,13 @@ def test_saving_keeps_neither_threads_nor_open_files(tmp_path):
     threads, files = np.subtract(held(), before)
     assert threads < 5
     assert files < 10
+
+
+def test_the_moving_average_of_what_stands_still_stays():
+    """decay and 1 - decay, each rounded to float32, do not add up to 1."""
+    weights = {"w": jnp.asarray([1.0, -3.0, 1e-3])}
+    ema = {"backbone": weights, "batch_stats": {}}
+    average = jax.jit(lambda e: train_step._moving_average(e, weights, {}, 0.9999))
+    for _ in range(3000):
+        ema = average(ema)
+    np.testing.assert_array_equal(ema["backbone"]["w"], weights["w"])

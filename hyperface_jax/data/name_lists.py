@@ -46,9 +46,12 @@ def write_names(path: Path | epath.Path, rows: Iterable[Sequence[str]]) -> None:
                 file.write(("\t".join(map(escape, row)) + "\n").encode())
         temporary.replace(path)
     except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise  # of a file that the rows come from
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def read_names(path: epath.PathLike) -> list[list[str]]:

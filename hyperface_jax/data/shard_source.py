@@ -115,7 +115,7 @@ class ShardSource:
             return TakenRows(self, rows)
         part = ShardSource([self._files[k] for k in used])
         moved = part._starts[np.searchsorted(used, owner)] - self._starts[owner]
-        return TakenRows(part, rows + moved)
+        return TakenRows(part, rows + moved, named_by=(self, rows))
 
 
 class TakenRows:
@@ -124,11 +124,23 @@ class TakenRows:
     Args:
       source: any.
       rows: int [n].
+      named_by: source and rows that know the ids, where it is another. It is not sent
+        to other processes.
     """
 
-    def __init__(self, source: ShardSource, rows: np.ndarray):
+    def __init__(
+        self,
+        source: ShardSource,
+        rows: np.ndarray,
+        *,
+        named_by: tuple[ShardSource, np.ndarray] | None = None,
+    ):
         self._source = source
         self._rows = np.asarray(rows)
+        self._named_by = named_by
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_named_by": None}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -136,8 +148,9 @@ class TakenRows:
     @property
     def ids(self) -> Sequence[str] | None:
         """See `ShardSource.ids`."""
-        ids = self._source.ids
-        return None if ids is None else [ids[row] for row in self._rows.tolist()]
+        source, rows = self._named_by or (self._source, self._rows)
+        ids = source.ids
+        return None if ids is None else [ids[row] for row in rows.tolist()]
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
         """Records of the given rows of this source."""
@@ -145,7 +158,10 @@ class TakenRows:
 
     def take(self, rows: np.ndarray) -> "TakenRows":
         """The given rows as a source of their own."""
-        return TakenRows(self._source, self._rows[rows])
+        named_by = self._named_by
+        if named_by is not None:
+            named_by = named_by[0], named_by[1][rows]
+        return TakenRows(self._source, self._rows[rows], named_by=named_by)
 
 
 def _allow_open_files(files: int) -> None:

@@ -9,9 +9,6 @@ from hyperface_jax.data.evaluation_set import EvaluationSet
 from hyperface_jax.data.face_set import FaceSet
 from hyperface_jax.data.pairs import Pairs, random_pairs
 
-_MOST_OF_ONE = 8  # images of a person, in pairs that choose a threshold
-_DEV_IMAGES = 4000
-
 
 def train_and_test(
     name: str,
@@ -156,23 +153,14 @@ def _split(
 def _dev_pairs(
     faces: FaceSet, people: np.ndarray, rng: np.random.Generator, most: int = 3000
 ) -> Pairs | None:
-    """Balanced pairs among the held-out people, as rows of the source.
-
-    Of very many people some: all pairs of their images are looked at.
-    """
-    images = np.bincount(faces.labels, minlength=faces.num_classes)
-    images = np.minimum(images, _MOST_OF_ONE)
-    if images[people].sum() > _DEV_IMAGES:
-        people = rng.permutation(people)
-        enough = np.searchsorted(np.cumsum(images[people]), _DEV_IMAGES, "right")
-        people = np.sort(people[:enough])
+    """Balanced pairs among the held-out people, as rows of the source."""
     mine = np.isin(faces.labels, people)
     rows, labels = faces.rows[mine], faces.labels[mine]
     # One person's many pictures would dominate all their pairs.
     keep = np.zeros(len(rows), bool)
-    for person in people:
-        own = np.flatnonzero(labels == person)
-        keep[rng.permutation(own)[:_MOST_OF_ONE]] = True
+    order = np.argsort(labels, kind="stable")
+    for own in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        keep[rng.permutation(own)[:8]] = True
     rows, labels = rows[keep], labels[keep]
     chosen = random_pairs(labels, folds=1, per_fold=most, rng=rng)
     if not len(chosen):

@@ -60,13 +60,19 @@ class Embedded:
 
     def of(self, rows: np.ndarray) -> np.ndarray:
         """Embeddings [len(rows), D]."""
-        return self.embeddings[self.position[rows]]
+        return self.embeddings[self._places(rows)]
 
     def scores(self, pairs: Pairs) -> np.ndarray:
         """Cosine of each pair."""
         return similarity.pair_scores(
-            self.embeddings, self.position[pairs.first], self.position[pairs.second]
+            self.embeddings, self._places(pairs.first), self._places(pairs.second)
         )
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        places = self.position[rows]
+        if len(places) and places.min() < 0:  # -1 would be the last image
+            raise ValueError("images without embeddings: `needed_rows` lacks them")
+        return places
 
 
 def needed_rows(data: EvaluationSet) -> np.ndarray:

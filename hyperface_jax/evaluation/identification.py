@@ -43,7 +43,7 @@ def mate_ranks(
 
     Cosine similarity. Where an identity has several gallery entries its best one
     counts. Ties go against the mate, so that a network which maps all faces to one
-    point scores 0 and not 1. Memory is O(block · G), at most 0.6 GB beside float64
+    point scores 0 and not 1. Memory is O(block · G), at most 0.7 GB beside float64
     copies of the vectors.
 
     Raises:
@@ -209,6 +209,7 @@ def _search(gallery, gallery_id, probe, probe_id, *, block=1024, keep=0) -> _Fou
         rank[part] = 1 + np.count_nonzero(cos >= best[:, None], axis=1)
         if keep:
             others = _largest(others, cos, keep)
+        del cos, is_mate  # before the next ones are made
     return _Found(mate, best_other, rank, others)
 
 

@@ -16,11 +16,12 @@ from hyperface_jax.evaluation import (
     roc,
     verification,
 )
-from hyperface_jax.evaluation.embedded import Embedded
+from hyperface_jax.evaluation.embedded import Embedded, needed_rows
 from hyperface_jax.evaluation.results import ProtocolResult, result_of
 
 CMC_RANKS = 100
 DISCARDED = (0.0, 0.05, 0.1, 0.2)
+_REJECTED = 30  # by fewer the area is .9 to 1.1 by chance, and more
 _TINYFACE, _MEGAFACE = (1, 5, 20), (1, 5, 10)
 
 
@@ -84,22 +85,28 @@ def verify_held_out(e: Embedded) -> ProtocolResult | None:
 def discard_by_length(e: Embedded) -> ProtocolResult | None:
     """FNMR as pairs with short embeddings are discarded; needs 100 pairs of each kind.
 
-    Nothing where all embeddings have one length, as many tools store them.
+    Of images that could be read. Nothing where all embeddings have one length, as many
+    tools store them; no area where so few pairs are rejected that it would be chance.
     """
-    pairs = e.data.pairs
-    if pairs is None:
+    if (pairs := e.data.pairs) is None:
         return None
+    lost = list(e.unreadable)
+    pairs = pairs.take(~np.isin(pairs.first, lost) & ~np.isin(pairs.second, lost))
     genuine, impostors = pairs.is_genuine.sum(), (~pairs.is_genuine).sum()
-    lengths = np.linalg.norm(e.embeddings, axis=1)
-    if min(genuine, impostors) < 100 or lengths.std() < 1e-4 * lengths.mean():
+    if min(genuine, impostors) < 100:
         return None
+    rows, ends = np.unique([pairs.first, pairs.second], return_inverse=True)
+    views = np.asarray(e.views[e.position[rows]], np.float64)
+    each = np.linalg.norm(views, axis=2)
+    if (each.std(axis=0) < 1e-4 * each.mean(axis=0)).all():
+        return None
+    quality = np.linalg.norm(views.sum(axis=1), axis=1)[ends].min(axis=0)
     fmr = 1e-3 if impostors >= 1000 else 1e-2
-    ends = [lengths[e.position[rows]] for rows in (pairs.first, pairs.second)]
     found = discard.error_versus_discard(
-        e.scores(pairs), pairs.is_genuine, np.minimum(*ends), fmr=fmr
+        e.scores(pairs), pairs.is_genuine, quality, fmr=fmr
     )
     metrics = {f"fnmr@discard={p:g}": found.fnmr_at(p) for p in DISCARDED}
-    if not np.isnan(found.area):
+    if found.fnmr[0] * genuine >= _REJECTED:
         metrics["edc_area"] = found.area
     counts = {"genuine_pairs": float(genuine), "impostor_pairs": float(impostors)}
     note = (
@@ -209,7 +216,8 @@ def identify_among_distractors(e: Embedded) -> ProtocolResult | None:
         searches = {"probes": len(probes), "gallery_size": len(gallery)}
     else:
         rule, ks = "megaface", _MEGAFACE
-        rows = e.data.faces.rows
+        # Of a split the set holds everybody; embedded are those who are tested.
+        rows = np.intersect1d(e.data.faces.rows, needed_rows(e.data))
         if len(np.unique(labels[rows])) == len(rows):
             return None
         found = distractors.ranks_among_distractors(

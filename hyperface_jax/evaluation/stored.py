@@ -214,6 +214,11 @@ class EmbeddingStore:
             os.fsync(file.fileno())  # a name without its content counts for nothing
         os.replace(temporary, self._done(number))
 
+    def forget(self) -> None:
+        """All parts are to be computed again."""
+        for part in (self._folder / DONE).iterdir():
+            part.unlink()
+
     def read(self) -> Stored:
         """All embeddings, memory-mapped.
 

@@ -23,7 +23,6 @@ _OPEN_SET = (
 _DEVIATIONS = {"kfold_accuracy": "kfold_std", "accuracy": "standard_error"}
 _BESIDE = (*_DEVIATIONS.values(), "kfold_standard_error")  # shown with the accuracy
 _HEADLINES = ("kfold_accuracy", "accuracy", "rank1", "overlap", "best_accuracy", "eer")
-_HEADLINES += ("edc_area",)
 _CAUTION = (
     "Embeddings are biometric data: they identify people and can be matched for "
     "years. Store, share and delete them, and the pictures on this page, accordingly.",
@@ -91,6 +90,8 @@ def write_report(
 def _head(title, summary, results) -> str:
     cards = []
     for result in results:
+        if result.discard is not None:
+            continue  # says something of the lengths, and not of the network
         metrics, counts = _split(result)
         names = [name for name in _HEADLINES if name in metrics] or list(metrics)[:1]
         if names:

@@ -99,16 +99,16 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        score: Any = {
+        score: Any = None
+        if self._best_metric:
+            value = metrics.get(self._best_metric, np.nan)
             # Of one host: which checkpoint is best must not hang on a last bit.
-            k: float(hosts.gather(np.asarray(v, np.float32))[0])
-            for k, v in metrics.items()
-            if k == self._best_metric
-        }
+            value = float(hosts.gather(np.asarray(value, np.float32))[0])
+            score = None if np.isnan(value) else {self._best_metric: value}
         try:
             self._finish()
             self._pending = self._checkpointer.save_async(
-                step, as_tree(state), metrics=score or None
+                step, as_tree(state), metrics=score
             )
         except Exception as error:  # of this one, or of the one before
             raise ValueError(_unwritten(self._folder, error)) from error

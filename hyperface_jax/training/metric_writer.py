@@ -46,9 +46,9 @@ class JsonLines:
 
     def drop_after(self, step: int) -> None:
         """Forgets rows later than a checkpoint that training resumes from."""
-        kept = [row for row in self._lines if 0 <= _step_of(row) <= step]
-        if kept != self._lines or not self._path.exists():
-            self._lines = kept
+        self._lines = [row for row in self._lines if 0 <= _step_of(row) <= step]
+        # Also where only the last newline is missing.
+        if not self._path.exists() or self._path.read_text() != self._text():
             self._write_all()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -66,8 +66,11 @@ class JsonLines:
         if workdir.is_bucket(self._path):
             self._write_all()
 
+    def _text(self) -> str:
+        return "".join(line + "\n" for line in self._lines)
+
     def _write_all(self) -> None:
-        workdir.write_text(self._path, "".join(line + "\n" for line in self._lines))
+        workdir.write_text(self._path, self._text())
         self._copied = time.monotonic()
 
 

@@ -115,6 +115,7 @@ def evaluate_and_report(
         weights = embedder_of(run, state).fingerprint()
         card = model_card.of_run(folder, facts, int(state.step), weights)
         model_card.write(folder, card)
+    hosts.barrier("the report is written")  # or the end of a host would end the first
     protocols.raise_failed(results)
     return results
 
