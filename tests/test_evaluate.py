@@ -12,9 +12,10 @@ import toy
 from hyperface_jax import config as config_lib
 from hyperface_jax import evaluate
 from hyperface_jax.backbones import create_backbone
-from hyperface_jax.data import datasets, pipeline, preparing, sources
+from hyperface_jax.data import datasets, pipeline, preparing, sources, splits
 from hyperface_jax.data.records import ids_of
 from hyperface_jax.evaluation import (
+    distractors,
     embedded,
     embedding_files,
     forward,
@@ -497,3 +498,31 @@ def test_ids_that_do_not_meet_are_shown(tmp_path, rng):
     assert run(
         *("--set", folder, "--embeddings", tmp_path / "e.npy", "--out", tmp_path / "o")
     )
+
+
+def test_distractors_are_among_the_tested_people_of_a_split(tmp_path, rng):
+    """The set of a fold holds everybody, but not everybody is embedded."""
+    source = toy.write_folder(tmp_path / "faces", people=12, images=4)
+    pairs_path = toy.write_pairs(tmp_path / "pairs.txt", people=12)
+    faces = sources.open_path(str(source), pairs_path=str(pairs_path))
+    _, test = splits.by_people_of_pairs(faces, fold=1, dev_fraction=0.25)
+    assert test is not None
+    people = faces.label_of_row()
+    views = fake_views(people.tolist(), rng, spread=1.5)
+    crowd = Stored(rng.normal(size=(300, 1, 16)).astype(np.float32))
+    options = embedded.Options(distractors=crowd)
+    stored = Stored(
+        np.concatenate([views, crowd.views.repeat(2, axis=1)]),
+        (*faces.source.ids, *(f"other{k}" for k in range(300))),
+    )
+    found = embedded.from_stored(test, stored, options)
+    assert len(found.views) < len(faces)
+    (result,) = protocols.run_protocols([found], ["distractors"])
+    tested = embedded.needed_rows(test)
+    sums = views.sum(axis=1)[tested]
+    expected = distractors.ranks_among_distractors(
+        sums, people[tested], crowd.views[:, 0], max_rank=10
+    )
+    assert result.metrics["rank1"] == pytest.approx(np.mean(expected.rank <= 1))
+    with pytest.raises(ValueError, match="images without embeddings"):
+        found.of(np.setdiff1d(faces.rows, tested))
