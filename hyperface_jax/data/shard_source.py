@@ -150,7 +150,7 @@ class TakenRows:
         """See `ShardSource.ids`."""
         source, rows = self._named_by or (self._source, self._rows)
         ids = source.ids
-        return None if ids is None else [ids[row] for row in rows.tolist()]
+        return None if ids is None else [ids[int(row)] for row in rows]
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Record]:
         """Records of the given rows of this source."""
