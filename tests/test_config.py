@@ -187,6 +187,9 @@ def changed(**updates):
             {"eval__checkpoint": "newest"},
             "eval.checkpoint is 'newest', expected",
         ),
+        ({"eval__bootstrap": -3}, "eval.bootstrap is -3, expected 0 or more"),
+        ({"eval__group_fmr": 0.0}, "eval.group_fmr is 0.0, expected a positive number"),
+        ({"eval__group_fmr": 1.0}, "eval.group_fmr is 1.0, expected 0 <= value < 1"),
         ({"eval__protocols": ("ijbz",)}, "eval.protocols has 'ijbz', expected some of"),
         (
             {"backbone__name": "resnet"},

@@ -8,7 +8,7 @@ import pytest
 import record_files
 from test_evaluate import run
 
-from hyperface_jax.evaluation import roc
+from hyperface_jax.evaluation import image_protocols, roc
 from hyperface_jax.evaluation.discard import error_versus_discard
 
 
@@ -60,6 +60,16 @@ def test_a_quality_without_meaning_has_area_one(rng):
         for _ in range(200)
     ]
     assert np.mean(areas) == pytest.approx(1, abs=0.01)
+    rng.shuffle(rejected := np.arange(1000) < image_protocols._REJECTED)
+    few = np.append(np.where(rejected, -9.0, 9.0), rng.normal(size=1000))
+    kinds = np.arange(2000) < 1000  # with fewer it would be wider than this
+    areas = [
+        error_versus_discard(few, kinds, rng.uniform(size=2000), fmr=0.01).area
+        for _ in range(400)
+    ]
+    low, high = np.quantile(areas, (0.025, 0.975))
+    assert 0.85 < low < 0.95
+    assert 1.05 < high < 1.15
     constant = error_versus_discard(scores, is_genuine, np.ones(2000), fmr=0.01)
     np.testing.assert_allclose(constant.fnmr, constant.fnmr[0])
     assert constant.area == pytest.approx(1)

@@ -68,6 +68,9 @@ def test_embeddings_of_two_networks_are_not_compared(tmp_path):
     config = small_config(tmp_path, eval__distractors=str(tmp_path / "e_b.npz"))
     with pytest.raises(ValueError, match=r"e_b.npz: made by network .* training will"):
         train.train_and_evaluate(config, tmp_path / "run")
+    config = small_config(tmp_path, eval__groups=str(tmp_path / "nobody.txt"))
+    with pytest.raises(ValueError, match=r"nobody\.txt: no such file"):
+        train.train_and_evaluate(config, tmp_path / "run")  # not when it has trained
 
 
 def test_a_full_disk_is_one_line_and_no_bus_error(tmp_path, monkeypatch):

@@ -64,6 +64,7 @@ _POSITIVE = (
     "log.checkpoint_every_steps",
     "log.keep_last",
     "eval.batch_size",
+    "eval.group_fmr",
     "mesh.model",
 )
 
@@ -93,6 +94,7 @@ _BELOW_ONE = (
     "optimizer.momentum",
     "optimizer.b2",
     "train.ema_decay",
+    "eval.group_fmr",
 )
 
 
@@ -161,7 +163,12 @@ def validate(config: Config) -> None:
             f"data.sampler is {config.data.sampler!r} with data.cache 'ram', expected "
             "'uniform': a host has only its part of the images"
         )
-    for key in ("data.min_images", "data.max_images"):
+    for key in (
+        "data.min_images",
+        "data.max_images",
+        "eval.bootstrap",
+        "report.hardest",
+    ):
         if flat[key] < 0:
             raise ValueError(f"{key} is {flat[key]}, expected 0 or more")
     templates.parse_pooling(config.eval.pooling)

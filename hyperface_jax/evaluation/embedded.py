@@ -104,8 +104,8 @@ def from_stored(data: EvaluationSet, stored: Stored, options: Options) -> Embedd
                 f"{data.name}: {len(stored.views)} embeddings without ids, expected "
                 f"one for each of {count} images"
             )
-        unreadable = _zero_rows(stored.views, np.arange(count), rows)
         position = np.arange(count)
+        unreadable = _zero_rows(stored.views, position, rows)
         views, position = _needed_only(stored.views, position, rows)
         return Embedded(data, views, position, unreadable, options, stored.summed)
     place = {id_: k for k, id_ in enumerate(stored.ids)}

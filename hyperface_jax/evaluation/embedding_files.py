@@ -22,7 +22,7 @@ from etils import epath
 
 from hyperface_jax import workdir
 from hyperface_jax.data.name_lists import read_names
-from hyperface_jax.evaluation import parquet
+from hyperface_jax.evaluation import nearest, parquet
 from hyperface_jax.evaluation.stored import EmbeddingStore, Stored, network_name
 
 SUFFIXES = (".npz", ".parquet")
@@ -37,9 +37,7 @@ class Sums:
         self.shape = (views.shape[0], views.shape[2])
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        views = np.asarray(self._views[rows])
-        wide = np.promote_types(views.dtype, np.float32)
-        return views.sum(axis=1, dtype=wide).astype(np.float32)
+        return nearest.read(self._views, rows).astype(np.float32)
 
 
 def write_embeddings(path: Path, found: Stored, about: Mapping[str, str]) -> None:

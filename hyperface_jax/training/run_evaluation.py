@@ -34,13 +34,7 @@ def evaluate_state(
       final: also confidence intervals, which take a while.
     """
     c = run.config
-    options = make_options(
-        pooling=c.eval.pooling,
-        bootstrap=c.eval.bootstrap if final else 0,
-        groups=c.eval.groups,
-        group_fmr=c.eval.group_fmr,
-        distractors=c.eval.distractors,
-    )
+    options = _options_of(c, bootstrap=c.eval.bootstrap if final else 0)
     embedder = embedder_of(run, state)
     embedded = [embedder.embed(test, options) for test in run.evaluation_sets]
     return protocols.run_protocols(
@@ -48,17 +42,31 @@ def evaluate_state(
     )
 
 
-def check_distractors(path: str) -> None:
-    """Refuses those of a network that is there already: training makes another.
+def check_options(config: config_lib.Config) -> None:
+    """Reads the files that an evaluation needs: not after days of training.
 
     Raises:
-      ValueError: the file says which network made it.
+      ValueError: one cannot be read, or the distractors say which network made them:
+        training makes another.
     """
-    if path and (made_by := embedding_files.open_embeddings(path).network):
+    crowd = _options_of(config, bootstrap=0).distractors
+    if crowd is not None and crowd.network:
         raise ValueError(
-            f"eval.distractors {path}: made by network {made_by}, which training will "
-            "not be; give them to `evaluate` afterwards"
+            f"eval.distractors {config.eval.distractors}: made by network "
+            f"{crowd.network}, which training will not be; give them to `evaluate` "
+            "afterwards"
         )
+
+
+def _options_of(config: config_lib.Config, *, bootstrap: int) -> Options:
+    e = config.eval
+    return make_options(
+        pooling=e.pooling,
+        bootstrap=bootstrap,
+        groups=e.groups,
+        group_fmr=e.group_fmr,
+        distractors=e.distractors,
+    )
 
 
 def make_options(

@@ -64,7 +64,7 @@ def train_and_evaluate(config: Config, path: epath.PathLike) -> TrainState:
       The final state.
     """
     config_lib.validate(config)
-    run_evaluation.check_distractors(config.eval.distractors)
+    run_evaluation.check_options(config)
     folder = workdir.create(path)
     if (folder / model.DESCRIPTION).exists():
         raise ValueError(
