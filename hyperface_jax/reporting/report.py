@@ -115,23 +115,24 @@ def _head(title, summary, results) -> str:
 
 
 def _tables(results) -> str:
-    """One table for each kind of protocol: those that count the same things."""
+    """One table for each kind of protocol: those that count and measure the same."""
     if not results:
         return html.section(
             "Results",
             "<p>No protocol was run: the data has no test set. Give "
             "<code>data.pairs_path</code> or <code>eval.sets</code>.</p>",
         )
-    kinds: dict[tuple[str, ...], list] = {}
+    kinds: dict[tuple[bool, tuple[str, ...]], list] = {}
     for result in results:
         if result.failed:
             continue
         if result.open_set is not None and not len(result.scores):
             continue  # nothing but angles, which have a section of their own
         metrics, counts = _split(result)
-        kinds.setdefault(tuple(counts), []).append((result.key, metrics, counts))
+        kind = (result.discard is not None, tuple(counts))
+        kinds.setdefault(kind, []).append((result.key, metrics, counts))
     body, definitions = "", {}
-    for counted, rows in kinds.items():
+    for (_, counted), rows in kinds.items():
         names = list(dict.fromkeys(name for _, metrics, _ in rows for name in metrics))
         names = [
             name
