@@ -2,6 +2,7 @@
 
     outputs      results.json, scores.npz, tables and report of one evaluation
     report       report.html from them
+    overview     its head: cards and tables of what was measured
     html         pieces of a page
     rates        its sections on error rates
     tables       the tables that papers print
