@@ -31,7 +31,6 @@ them, for several processes.
 import argparse
 import dataclasses
 import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -159,7 +158,7 @@ def train_and_measure(run: Run, out: Path, lfw: str, pairs: str, start: str) -> 
     config_lib.validate(config)
     made = experiment.create_experiment(config)
     facts = {"name": run.loss.name, **dataclasses.asdict(run)}
-    facts |= {"scale": made.config.head.scale, "commit": commit()}
+    facts |= {"scale": made.config.head.scale, "commit": workdir.commit()}
     with tempfile.TemporaryDirectory(dir=out) as folder:
         place = workdir.absolute(folder)
         writer = create_metric_writer(place, start_step=0, tensorboard=False)
@@ -180,13 +179,6 @@ def train_and_measure(run: Run, out: Path, lfw: str, pairs: str, start: str) -> 
     facts["seconds"] = round(time.monotonic() - started, 1)
     result.write_text(json.dumps(facts, indent=1))
     print(f"{run.key}: {json.dumps(measures)}, {facts['seconds']} s", flush=True)
-
-
-def commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    folder = Path(__file__).parent
-    found = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    return found.stdout.strip()
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ beside them. SphereFace 2017 without annealing *is* v0, NFN, not detached, at a 
 - A run fails if a loss is not finite, or if at the end fewer training images lie
   nearest to their own prototype (plain cosine) than half of NormFace's, same seed.
 
-A line of JSON a run in <out>/<data>_<network>.jsonl; runs that are there are not
-repeated. `stability_report.py` makes tables and pictures of them.
+A line of JSON a run in <out>/<data>_<network>.jsonl, with versions and commit; runs that
+are there are not repeated. `stability_report.py` makes tables and pictures of them.
 """
 
 import argparse
@@ -34,7 +34,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hyperface_jax import augment, classifier, geometry, margins, optimizer, schedules
+from hyperface_jax import (
+    augment,
+    classifier,
+    geometry,
+    margins,
+    optimizer,
+    schedules,
+    workdir,
+)
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import Backbone, create_backbone
 from hyperface_jax.data import orders, pipeline
@@ -136,6 +144,7 @@ class Trainer:
     def __init__(self, images: np.ndarray, labels: np.ndarray, budget: Budget):
         self.images, self.labels, self.budget = images, labels, budget
         self.num_classes = int(labels.max()) + 1
+        self.commit = workdir.commit()
         self.backbone: Backbone = create_backbone(
             budget.backbone, width=budget.width, embedding_dim=budget.embedding_dim
         )
@@ -179,6 +188,8 @@ class Trainer:
             "capped": capped,
             "classes": self.num_classes,
             "budget": dataclasses.asdict(b),
+            "commit": self.commit,
+            "versions": workdir.versions(),
             "accuracy": self._accuracy(state),
             "nonfinite_step": int(state.nonfinite_step),
             "seconds": round(time.monotonic() - started, 1),
