@@ -50,7 +50,7 @@ def torch_network(made: model.Model, a: argparse.Namespace) -> Callable | None:
     """float32 NCHW in [-1, 1] -> embeddings, of the state_dict's own IResNet."""
     try:
         import torch
-        import torch.nn.functional as F
+        import torch_peer
     except ImportError:
         return None
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,37 +58,7 @@ def torch_network(made: model.Model, a: argparse.Namespace) -> Callable | None:
     weights = torch_names.to_torch(
         made.backbone, made.image_size, made.params, made.batch_stats
     )
-    t = {k: torch.tensor(np.asarray(v), device=device) for k, v in weights.items()}
-    for key, tensor in t.items():
-        if tensor.ndim == 4:
-            t[key] = tensor.contiguous(memory_format=torch.channels_last)
-
-    def norm(x, name):
-        mean, var = t[f"{name}.running_mean"], t[f"{name}.running_var"]
-        return F.batch_norm(x, mean, var, t[f"{name}.weight"], t[f"{name}.bias"])
-
-    def conv(x, name, stride=1):
-        weight = t[f"{name}.weight"]
-        return F.conv2d(x, weight, None, stride, (weight.shape[-1] - 1) // 2)
-
-    def block(x, at, stride):
-        y = conv(norm(x, f"{at}.bn1"), f"{at}.conv1")
-        y = F.prelu(norm(y, f"{at}.bn2"), t[f"{at}.prelu.weight"])
-        y = norm(conv(y, f"{at}.conv2", stride), f"{at}.bn3")
-        if stride == 2:
-            x = norm(conv(x, f"{at}.downsample.0", 2), f"{at}.downsample.1")
-        return x + y
-
-    def forward(x):
-        x = F.prelu(norm(conv(x, "conv1"), "bn1"), t["prelu.weight"])
-        for stage in range(1, 5):
-            number = 0
-            while f"layer{stage}.{number}.conv1.weight" in t:
-                x = block(x, f"layer{stage}.{number}", 1 if number else 2)
-                number += 1
-        x = norm(x, "bn2").flatten(1).float()
-        return norm(F.linear(x, t["fc.weight"], t["fc.bias"]), "features")
-
+    forward = torch_peer.Network(a.backbone, weights, device=device, train=False)
     run = torch.compile(forward, mode="max-autotune") if device == "cuda" else forward
     low = a.dtype == "bfloat16"
 

@@ -58,25 +58,18 @@ def torch_head(x: np.ndarray, w: np.ndarray, labels: np.ndarray) -> Callable | N
     """() -> (loss, dx, dw) of the same loss, or None without PyTorch."""
     try:
         import torch
+        import torch_peer
     except ImportError:
         return None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vectors = torch.tensor(x, device=device, requires_grad=True)
     weights = torch.tensor(w, device=device, requires_grad=True)
     target = torch.tensor(labels, device=device, dtype=torch.long)
+    constants = {"margin": MARGIN, "scale": SCALE, "weight": LOSS_WEIGHT}
 
     def run():
         vectors.grad = weights.grad = None
-        unit = torch.nn.functional.normalize(vectors)
-        cos = unit @ weights.t()
-        with torch.no_grad():
-            angle = torch.acos(cos.clamp(-1 + 1e-5, 1 - 1e-5))
-            moved = torch.cos(angle / MARGIN)
-            rows = torch.arange(len(target), device=device)
-            moved[rows, target] = cos[rows, target]
-            difference = moved - cos
-        logits = SCALE * (cos + difference)
-        loss = LOSS_WEIGHT / SCALE * torch.nn.functional.cross_entropy(logits, target)
+        loss = torch_peer.loss(vectors, weights, target, **constants)
         loss.backward()
         if device == "cuda":
             torch.cuda.synchronize()

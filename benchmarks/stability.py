@@ -18,8 +18,8 @@ beside them. SphereFace 2017 without annealing *is* v0, NFN, not detached, at a 
 - A run fails if a loss is not finite, or if at the end fewer training images lie
   nearest to their own prototype (plain cosine) than half of NormFace's, same seed.
 
-A line of JSON a run in <out>/<data>_<network>.jsonl, with versions and commit; runs that
-are there are not repeated. `stability_report.py` makes tables and pictures of them.
+A line of JSON a run in <out>/<data>_<network>.jsonl, with versions and commit; runs
+that are there are not repeated. `stability_report.py` makes tables and pictures.
 """
 
 import argparse

@@ -5,8 +5,8 @@
         --steps 200 --lfw lfw.tar --pairs pairs.txt --out runs/twin
 
 Ours is the whole train step of `configs/lfw.py` (without augmentation, dropout and
-moving average), PyTorch's is written out below: network, SphereFace-R v2 with hard
-normalisation, torch.optim.SGD. Both start from our initial weights. A third
+moving average), PyTorch's is `torch_peer.py` (network, SphereFace-R v2 with hard
+normalisation) and torch.optim.SGD. Both start from our initial weights. A third
 training, PyTorch in float64 (--no-reference leaves it out), tells rounding from error:
 two float32 trainings of a network with BatchNorm drift apart. Written to --out: losses,
 curves and a table. With --accuracy both networks are tested on the fold at the end;
@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch_peer
 
 from hyperface_jax import config as config_lib
 from hyperface_jax import sharding
@@ -31,86 +31,11 @@ from hyperface_jax.evaluation import protocols
 from hyperface_jax.training import experiment, run_evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
-STATISTICS = ("running_mean", "running_var")
 PAIRS = {
     "ours and PyTorch": (0, 1),
     "ours and PyTorch float64": (0, 2),
     "PyTorch and PyTorch float64": (1, 2),
 }
-
-
-class TorchNet:
-    """IResNet-18 or SFNet-20 (older layout) as functions of a state_dict."""
-
-    def __init__(self, name, weights, device, dtype):
-        self.forward = {
-            "iresnet18": self.iresnet,
-            "sfnet20_deprecated": self.sfnet,
-        }[name]
-        self.dtype = dtype
-        self.tensors = {
-            key: torch.tensor(np.asarray(value), device=device)
-            for key, value in weights.items()
-        }
-        for key, tensor in self.tensors.items():
-            if tensor.is_floating_point():
-                self.tensors[key] = tensor.to(dtype)
-        self.parameters = [
-            tensor.requires_grad_()
-            for key, tensor in self.tensors.items()
-            if not key.endswith((*STATISTICS, "tracked")) and key != "features.weight"
-        ]
-
-    def norm(self, x, name):
-        t = self.tensors
-        statistics = [t[f"{name}.{key}"] for key in STATISTICS]
-        scale, bias = t[f"{name}.weight"], t[f"{name}.bias"]
-        return F.batch_norm(x, *statistics, scale, bias, training=True, momentum=0.1)
-
-    def conv(self, x, name, stride=1):
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
-        return F.conv2d(x, weight, bias, stride, (weight.shape[-1] - 1) // 2)
-
-    def linear(self, x):
-        return F.linear(x, self.tensors["fc.weight"], self.tensors["fc.bias"])
-
-    def iresnet(self, x):
-        x = self.norm(self.conv(x, "conv1"), "bn1")
-        x = F.prelu(x, self.tensors["prelu.weight"])
-        for stage in range(1, 5):
-            for i, stride in enumerate((2, 1)):
-                at = f"layer{stage}.{i}"
-                y = self.conv(self.norm(x, f"{at}.bn1"), f"{at}.conv1")
-                y = F.prelu(
-                    self.norm(y, f"{at}.bn2"), self.tensors[f"{at}.prelu.weight"]
-                )
-                y = self.norm(self.conv(y, f"{at}.conv2", stride), f"{at}.bn3")
-                if stride == 2:
-                    x = self.conv(x, f"{at}.downsample.0", 2)
-                    x = self.norm(x, f"{at}.downsample.1")
-                x = x + y
-        x = self.linear(self.norm(x, "bn2").flatten(1).to(self.dtype))
-        return self.norm(x, "features")
-
-    def sfnet(self, x):
-        for stage, blocks in enumerate((1, 2, 4, 1), start=1):
-            x = F.relu(self.conv(x, f"layer{stage}.0.conv1", 2))
-            for i in range(1, blocks + 1):
-                at = f"layer{stage}.{i}"
-                y = F.relu(self.conv(x, f"{at}.conv1"))
-                x = x + F.relu(self.conv(y, f"{at}.conv2"))
-        return self.linear(x.flatten(1).to(self.dtype))
-
-
-def torch_loss(embeddings, prototypes, labels, *, margin, scale, weight):
-    """SphereFace-R v2, hard normalisation, characteristic gradient detachment."""
-    cos = F.normalize(embeddings) @ prototypes.T
-    with torch.no_grad():
-        angle = torch.arccos(cos.clamp(-1, 1))
-        moved = torch.cos(angle / margin)
-        own = F.one_hot(labels, len(prototypes)).bool()
-        delta = torch.where(own, 0, moved - cos)
-    return weight / scale * F.cross_entropy(scale * (cos + delta), labels)
 
 
 def make_run(a):
@@ -141,7 +66,9 @@ class TorchTraining:
         c = run.config
         params, stats = state.params["backbone"], state.batch_stats
         weights = to_torch(run.backbone, a.size, params, stats)
-        self.net = TorchNet(a.network, weights, self.device, dtype)
+        self.net = torch_peer.Network(
+            a.network, weights, device=self.device, dtype=dtype, train=True
+        )
         self.prototypes = torch.tensor(
             np.asarray(state.params["prototypes"]), device=self.device, dtype=dtype
         ).requires_grad_()
@@ -162,10 +89,10 @@ class TorchTraining:
         images = torch.tensor(batch["image"], device=self.device).permute(0, 3, 1, 2)
         images = (images.to(self.net.dtype) - 127.5) / 127.5
         with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
-            embeddings = self.net.forward(images)
+            embeddings = self.net(images)
         labels = torch.tensor(batch["label"], device=self.device).long()
         embeddings = embeddings.to(self.net.dtype)
-        loss = torch_loss(embeddings, self.prototypes, labels, **self.head)
+        loss = torch_peer.loss(embeddings, self.prototypes, labels, **self.head)
         self.sgd.zero_grad()
         loss.backward()
         self.sgd.step()

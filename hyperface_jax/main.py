@@ -24,7 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "plan"], "What to do.")
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "With --mode plan: compile for this TPU slice, e.g. v5e:4x4."
+    "topology", "", "With --mode plan: compile for these, e.g. v5e:4x4 or h200:8."
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of host 0; default: of SLURM or Cloud TPU, if any."

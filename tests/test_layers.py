@@ -95,6 +95,86 @@ def test_batch_norm_gradient_ignores_unreadable_images(rng):
     assert all(np.isfinite(v).all() for v in jax.tree.leaves(changed))
 
 
+def batch_norm_in_float64(x, weight, groups, scale, bias, slope):
+    """Group by group, from the definition; JAX differentiates it."""
+    outputs = []
+    for part, kept in zip(
+        np.split(np.arange(len(x)), groups), np.split(weight > 0, groups), strict=True
+    ):
+        values = x[part][kept].reshape(-1, x.shape[-1])
+        mean = jnp.mean(values, axis=0)
+        var = jnp.mean((values - mean[None]) ** 2, axis=0)
+        around = (1,) * (x.ndim - 1) + (-1,)
+        y = (x[part] - mean.reshape(around)) / jnp.sqrt(var + 1e-5).reshape(around)
+        outputs.append(y * scale.reshape(around) + bias.reshape(around))
+    y = jnp.concatenate(outputs)
+    return y if slope is None else jnp.where(y > 0, y, slope.reshape(around) * y)
+
+
+MAPS, VECTORS = (6, 5, 4, 3), (6, 3)
+ALL, SOME = [1, 1, 1, 1, 1, 1], [1, 0, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "slope", "weight", "groups"),
+    [
+        (MAPS, None, ALL, 1),
+        (MAPS, 0.0, SOME, 1),
+        (MAPS, [0.25, -0.5, 1.5], SOME, 2),
+        (VECTORS, None, ALL, 2),
+        (VECTORS, [0.25, -0.5, 1.5], SOME, 1),
+    ],
+)
+def test_batch_norm_gradients_against_float64(rng, shape, slope, weight, groups):
+    """Examples of weight 0 are normalised all the same, and move no statistics."""
+    x = (3 + 2 * rng.standard_normal(shape)).astype(np.float32)
+    factor = rng.standard_normal(shape).astype(np.float32)
+    variables = batch_norm_variables(rng, 3)
+    scale, bias = variables["params"]["scale"], variables["params"]["bias"]
+    weight = np.array(weight, np.float32)
+    module = BatchNorm(group=shape[0] // groups if groups > 1 else 0)
+
+    def ours(x, scale, bias, slope):
+        y, _ = module.apply(
+            variables | {"params": {"scale": scale, "bias": bias}},
+            x,
+            train=True,
+            weight=jnp.asarray(weight),
+            slope=slope,
+            mutable=["batch_stats"],
+        )
+        return jnp.sum(factor * y)
+
+    slopes = None if slope is None else np.broadcast_to(np.float32(slope), 3)
+    chosen = (0, 1, 2) if slope is None else (0, 1, 2, 3)
+    found = jax.jit(jax.grad(ours, chosen))(x, scale, bias, slopes)
+    with jax.enable_x64(True):
+        wide = [None if v is None else jnp.float64(v) for v in (x, scale, bias, slopes)]
+        of_sum = lambda x, *rest: jnp.sum(  # noqa: E731
+            jnp.float64(factor) * batch_norm_in_float64(x, weight, groups, *rest)
+        )
+        expected = jax.jit(jax.grad(of_sum, chosen))(*wide)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+
+
+def test_batch_norm_keeps_its_input_and_nothing_else(rng):
+    """What a backward pass needs of a feature map is in the dtype it came in."""
+    variables = batch_norm_variables(rng, 3)
+    x = jnp.asarray(rng.standard_normal((8, 6, 6, 3)), jnp.bfloat16)
+
+    def kept(x):
+        return jax.vjp(
+            lambda x: BatchNorm().apply(
+                variables, x, train=True, slope=0.25, mutable=["batch_stats"]
+            )[0],
+            x,
+        )[1]
+
+    large = [a for a in jax.tree.leaves(jax.eval_shape(kept, x)) if a.size >= x.size]
+    assert [(a.shape, a.dtype) for a in large] == [(x.shape, x.dtype)]
+
+
 def test_batch_norm_without_any_readable_image(rng):
     variables = batch_norm_variables(rng, 3)
     y, changed = BatchNorm().apply(
@@ -181,8 +261,13 @@ def test_prelu_has_one_slope_a_channel():
     x = jnp.array([[-1.0, -2.0], [3.0, 4.0]])
     initial = PReLU().init(KEY, 2)["params"]["slope"]
     np.testing.assert_array_equal(initial, [0.25, 0.25])
-    prelu = PReLU().apply({"params": {"slope": jnp.array([0.1, -0.5])}}, 2)
-    np.testing.assert_allclose(prelu(x), [[-0.1, 1.0], [3.0, 4.0]])
+    slope = PReLU().apply({"params": {"slope": jnp.array([0.1, -0.5])}}, 2)
+    identity = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+    variables = {"params": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}
+    y = BatchNorm(epsilon=0.0).apply(
+        variables | {"batch_stats": identity}, x, train=False, slope=slope
+    )
+    np.testing.assert_allclose(y, [[-0.1, 1.0], [3.0, 4.0]])
 
 
 def test_relu_is_jax_s_and_does_not_hide_nan():

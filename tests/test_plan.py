@@ -8,7 +8,7 @@ from test_config import load_file
 from hyperface_jax import backbones
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import costs
-from hyperface_jax.planning import plan, rehearsal
+from hyperface_jax.planning import gpus, plan, programs, rehearsal
 from hyperface_jax.training import experiment
 
 
@@ -145,18 +145,77 @@ def test_published_recipes_say_where():
     assert source("baselines", "recipe=insightface,data=casia") == ""
 
 
-def test_a_slice_that_does_not_exist_is_one_line():
-    with pytest.raises(ValueError, match=r"--topology is 'v99:2x2'.*\[tpu\]"):
-        rehearsal.devices_of("v99:2x2")
+@pytest.mark.parametrize("name", ["v99:2x2", "h20:8", "h200:", "h200:8x"])
+def test_devices_that_do_not_exist_are_one_line(name):
+    with pytest.raises(ValueError, match=rf"--topology is '{name}'.*h200.*\[tpu\]"):
+        rehearsal.devices_of(name)
+
+
+def test_names_of_gpus():
+    assert gpus.parse("h200") == (gpus.GPUS["h200"], 1, 1)
+    assert gpus.parse("a100:8") == (gpus.GPUS["a100"], 1, 8)
+    assert gpus.parse("b200:2x4") == (gpus.GPUS["b200"], 2, 4)
+    assert gpus.parse("v5e:2x4") is None
+
+
+def test_the_step_compiled_for_gpus_that_are_not_here(tmp_path):
+    """What is elementwise is fused, in feature maps at least; classes on all GPUs."""
+    pytest.importorskip("jax_plugins.xla_cuda13", reason="pip install -e '.[cuda]'")
+    devices = rehearsal.devices_of("h200:4")
+    keys = {"backbone__dtype": "bfloat16", "train__batch_size": 1024}
+    config = run_of(tmp_path, backbone__name="iresnet18", **keys).config
+    found = experiment.create_experiment(config, devices)
+    text = rehearsal.report(found, "h200:4")
+    assert "compiled for h200:4, 4 devices (not run)" in text
+    assert "all-gather" in text
+    kernels = programs.kernels(rehearsal.compile_step(found).as_text())
+    kinds = {kernel.kind for kernel in kernels}
+    assert {"convolution", "fusion"} <= kinds
+    elementwise = {"add", "multiply", "convert", "select", "subtract", "maximum"}
+    assert not kinds & elementwise
+    moved = sum(kernel.nbytes for kernel in kernels)
+    alone = sum(kernel.nbytes for kernel in kernels if kernel.kind == "single")
+    assert alone < 0.02 * moved
+
+
+def test_kernels_as_a_gpu_writes_them():
+    text = """
+%fused_add (p: f32[64]) -> f32[64] {
+  ROOT %add.1 = f32[64]{0} add(%p, %p)
+}
+
+ENTRY %main (a: bf16[8,4]) -> f32[] {
+  %a = bf16[8,4]{1,0} parameter(0), metadata={op_name="image"}
+  %c = f32[] constant(1)
+  %cudnn-conv.1 = (bf16[8,2]{1,0}, u8[0]{0}) custom-call(%a, %a), custom_call_target="\
+__cudnn$convForward", backend_config={"x":[]}
+  %get-tuple-element.2 = bf16[8,2]{1,0} get-tuple-element(%cudnn-conv.1), index=0
+  %custom-call.7 = (f32[8,8]{1,0}, s8[16]{0}) custom-call(%a, %get-tuple-element.2), \
+custom_call_target="__cublas$lt$matmul"
+  %loop_fusion = (f32[2]{0}, pred[8,2]{1,0}) fusion(%get-tuple-element.2, %c), calls=%f
+  %wrapped_convert = f32[8,4]{1,0} fusion(%a), kind=kLoop, calls=%wrapped_convert_of
+  %while.1 = (s32[], f32[8,8]{1,0}) while(%tuple.1), condition=%c1, body=%b1
+  ROOT %copy.1 = bf16[8,4]{0,1} copy(%a)
+}
+"""
+    assert programs.kernels(text) == [
+        programs.Kernel("convolution", 32 + 2 * 64),
+        programs.Kernel("product", 256 + 16 + 64 + 32),
+        programs.Kernel("fusion", 8 + 16 + 32 + 4),
+        programs.Kernel("single", 128 + 64),
+        programs.Kernel("copy", 128),
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_rehearsal_reads_the_compiled_step(tmp_path):
     """On the devices that are here; the slice only gives a name and its peaks."""
-    text = rehearsal.report(run_of(tmp_path, backbone__name="sfnet4"), "v5e:2x2")
+    run = run_of(tmp_path, backbone__name="sfnet4")
+    text = rehearsal.report(run, "v5e:2x2")
     assert "compiled for v5e:2x2, 4 devices (not run)" in text
     assert "all-gather" in text
     assert "a step takes at least" in text
+    assert "read and written" in rehearsal.report(run, "h200:4")
 
 
 def test_collectives_as_a_tpu_writes_them():
@@ -175,8 +234,8 @@ ENTRY %main.5 {{
 u32[]{{:S(2)}}) collective-permute-start(%p), channel_id=3
   %collective-permute-done = f32[2,3]{{1,0}} collective-permute-done(%x)
 """
-    assert rehearsal.collectives(text) == [
-        rehearsal.Collective("all-gather", ((4, 1, 256),), 4096, False),
-        rehearsal.Collective("all-reduce", ((8,), ()), 20, True),
-        rehearsal.Collective("collective-permute", ((2, 3),), 24, False),
+    assert programs.collectives(text) == [
+        programs.Collective("all-gather", ((4, 1, 256),), 4096, False),
+        programs.Collective("all-reduce", ((8,), ()), 20, True),
+        programs.Collective("collective-permute", ((2, 3),), 24, False),
     ]

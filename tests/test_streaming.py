@@ -18,7 +18,7 @@ from hyperface_jax import (
     sharding,
     streaming,
 )
-from hyperface_jax.planning import rehearsal
+from hyperface_jax.planning import programs
 
 pytestmark = pytest.mark.core
 
@@ -287,7 +287,7 @@ def test_no_class_axis_travels_and_nothing_travels_in_the_loop(model, chunk):
     for rows in (2**13, 2**15):
         text = compiled(rows, model=model, chunk=chunk).as_text()
         assert ("body=" in text) == bool(chunk)
-        found = rehearsal.collectives(text)
+        found = programs.collectives(text)
         assert found
         assert not any(one.in_loop for one in found)
         assert all(one.nbytes <= 64 * 32 * 4 for one in found)
@@ -297,9 +297,9 @@ def test_no_class_axis_travels_and_nothing_travels_in_the_loop(model, chunk):
 
 def test_classes_on_model_alone_reduce_their_gradient_over_data():
     program = compiled(2**13, model=2, chunk=1024, classes="model")
-    found = rehearsal.collectives(program.as_text())
+    found = programs.collectives(program.as_text())
     assert not any(one.in_loop for one in found)
-    gradient = rehearsal.Collective("all-reduce", ((2**12, 32),), 2**12 * 32 * 4, False)
+    gradient = programs.Collective("all-reduce", ((2**12, 32),), 2**12 * 32 * 4, False)
     assert gradient in found
 
 

@@ -3,13 +3,14 @@
 Flax's BatchNorm keeps the biased variance as its running value; PyTorch's, and so every
 published face network, the unbiased one. B examples, C channels, G groups of examples.
 
-What is elementwise on whole feature maps stands under `jax.checkpoint`: the backward
-pass computes it again from what the convolution left, in that array's dtype, instead of
-keeping float32 copies.
+Half of the time of a deep network on a GPU is feature maps that are read and written
+once more, by this layer above all. So its training has a backward pass of its own: two
+passes over the maps, and nothing is kept but the input, in its dtype. Differentiated by
+JAX the same formulas read and write half as much again (benchmarks/RESULTS.md).
 """
 
+import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ class BatchNorm(nn.Module):
         *,
         train: bool,
         weight: Float[Array, " B"] | None = None,
-        activation: Callable[[Array], Array] = lambda y: y,
+        slope: Float[Array, " C"] | float | None = None,
     ) -> Float[Array, "B ... C"]:
         """Normalises `x`.
 
@@ -63,39 +64,121 @@ class BatchNorm(nn.Module):
           train: use this batch's statistics and update the running ones.
           weight: examples of weight 0 (unreadable images) take no part in the
             statistics, all others count once. If all are 0 the running values stay.
-          activation: elementwise function of the result, float32. Applied here, so
-            that the backward pass needs no copy of what it is applied to.
+          slope: results that are not above 0 are multiplied by it: 0 is ReLU, one a
+            channel PReLU, None the identity. Done here, so that the backward pass
+            needs no copy of what it is done to.
         """
         shape = (x.shape[-1],)
         mean_of = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var_of = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        mean, var = mean_of.value[None], var_of.value[None]  # [G, C]
-        if train:
-            mean, var, count = group_moments(x, weight, mean_of.value, self.group)
-            if not self.is_initializing():
-                present = (count > 0).astype(jnp.float32)
-                share = (present / jnp.maximum(jnp.sum(present), 1))[:, None]
-                keep = jnp.where(jnp.any(count > 0), self.momentum, 1.0)
-                unbiased = var * (count / jnp.maximum(count - 1, 1))[:, None]
-                for kept, new in ((mean_of, mean), (var_of, unbiased)):
-                    of_all = jnp.sum(share * new, axis=0)
-                    kept.value = keep * kept.value + (1 - keep) * of_all
-
-        factor = jax.lax.rsqrt(var + self.epsilon)
+        scale, bias = jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
         if self.use_scale:
             scale = self.param("scale", self.scale_init, shape, jnp.float32)
             scale = jax.lax.stop_gradient(scale) if self.frozen_scale else scale
-            factor = factor * scale[None]
-        bias = jnp.zeros(shape, jnp.float32)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        if slope is not None:
+            slope = jnp.broadcast_to(jnp.asarray(slope, jnp.float32), shape)
+        if not train:
+            mean, var = mean_of.value[None], var_of.value[None]
+            factor = jax.lax.rsqrt(var + self.epsilon) * scale[None]
+            return _affine(x, mean, factor, bias, slope).astype(x.dtype)
 
-        @jax.checkpoint
-        def normalise(x, mean, factor, bias):
-            y = (x.astype(jnp.float32) - _per_row(mean, x)) * _per_row(factor, x)
-            return activation(y + per_channel(bias, x.ndim)).astype(x.dtype)
+        settings = self.epsilon, self.group
+        y, mean, var, count = normalise_batch(
+            x, weight, mean_of.value, scale, bias, slope, *settings
+        )
+        if not self.is_initializing():
+            present = (count > 0).astype(jnp.float32)
+            share = (present / jnp.maximum(jnp.sum(present), 1))[:, None]
+            keep = jnp.where(jnp.any(count > 0), self.momentum, 1.0)
+            unbiased = var * (count / jnp.maximum(count - 1, 1))[:, None]
+            for kept, new in ((mean_of, mean), (var_of, unbiased)):
+                of_all = jnp.sum(share * new, axis=0)
+                kept.value = keep * kept.value + (1 - keep) * of_all
+        return y
 
-        return normalise(x, mean, factor, bias)
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def normalise_batch(
+    x: Float[Array, "B ... C"],
+    weight: Float[Array, " B"] | None,
+    shift: Float[Array, " C"],
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
+    slope: Float[Array, " C"] | None,
+    epsilon: float,
+    group: int,
+) -> tuple[Array, Float[Array, "G C"], Float[Array, "G C"], Float[Array, " G"]]:
+    """What training does to `x`, with the moments of `group_moments`.
+
+    The moments have no gradient of their own (they go into running values), nor have
+    `weight` and `shift`.
+
+    Args:
+      x: any floating dtype, that of the result.
+      weight: see `BatchNorm`.
+      shift: near the mean.
+      scale: factor a channel.
+      bias: offset a channel.
+      slope: see `BatchNorm`.
+      epsilon: added to the variance.
+      group: see `BatchNorm`.
+    """
+    return _forward(x, weight, shift, scale, bias, slope, epsilon, group)[0]
+
+
+def _forward(x, weight, shift, scale, bias, slope, epsilon, group):
+    mean, var, count = group_moments(x, weight, shift, group)
+    inverse = jax.lax.rsqrt(var + epsilon)
+    y = _affine(x, mean, inverse * scale[None], bias, slope).astype(x.dtype)
+    kept = (x, weight, mean, inverse, count, scale, bias, slope)
+    return (y, mean, var, count), kept
+
+
+def _backward(epsilon, group, kept, gradients):
+    """Ioffe and Szegedy's gradient, section 3; examples of weight 0 move no moments."""
+    del epsilon, group
+    x, weight, mean, inverse, count, scale, bias, slope = kept
+    g = gradients[0].astype(jnp.float32)
+    centred = x.astype(jnp.float32) - _per_row(mean, x)
+    of_slope = None
+    if slope is not None:
+        y = centred * _per_row(inverse * scale[None], x) + per_channel(bias, x.ndim)
+        above = y > 0
+        of_slope = jnp.sum(jnp.where(above, 0, g * y), axis=tuple(range(x.ndim - 1)))
+        g = jnp.where(above, g, per_channel(slope, x.ndim) * g)
+    sums, products = (_group_sums(values, len(mean)) for values in (g, g * centred))
+    share = 1 / jnp.maximum(count, 1)[:, None]
+    moved = centred * _per_row(share * products * inverse**2, x)
+    moved = moved + _per_row(share * sums, x)
+    if weight is not None:
+        moved = jnp.where(_present(weight, x.ndim), moved, 0)
+    of_x = (g - moved) * _per_row(inverse * scale[None], x)
+    of_scale, of_bias = jnp.sum(products * inverse, 0), jnp.sum(sums, 0)
+    return of_x.astype(x.dtype), None, None, of_scale, of_bias, of_slope
+
+
+normalise_batch.defvjp(_forward, _backward)
+
+
+def _affine(x, mean, factor, bias, slope) -> Array:
+    """float32; mean and factor [G, C]."""
+    y = (x.astype(jnp.float32) - _per_row(mean, x)) * _per_row(factor, x)
+    y = y + per_channel(bias, x.ndim)
+    return y if slope is None else jnp.where(y > 0, y, per_channel(slope, x.ndim) * y)
+
+
+def _present(weight: Float[Array, " B"], ndim: int) -> Array:
+    """[B] -> bool [B, 1, ..., 1] with `ndim` axes."""
+    return (weight > 0).reshape((-1,) + (1,) * (ndim - 1))
+
+
+def _group_sums(values: Float[Array, "B ... C"], groups: int) -> Float[Array, "G C"]:
+    if groups == 1:  # no other shape, which a sharded batch would have to move for
+        return jnp.sum(values, axis=tuple(range(values.ndim - 1)))[None]
+    parts = values.reshape(groups, -1, values.shape[-1])
+    return jnp.sum(parts, axis=1)
 
 
 def _per_row(values: Array, x: Array) -> Array:
@@ -128,7 +211,6 @@ def group_moments(
     )
 
 
-@jax.checkpoint
 def batch_moments(
     x: Float[Array, "B ... C"],
     weight: Float[Array, " B"] | None,
@@ -149,10 +231,9 @@ def batch_moments(
     centred = x.astype(jnp.float32) - per_channel(shift, x.ndim)
     count = jnp.float32(values)
     if weight is not None:
-        present = weight > 0
-        rows = present.reshape((-1,) + (1,) * (x.ndim - 1))
+        present = _present(weight, x.ndim)
         # where, not a product: what stands in an unreadable image may be NaN.
-        centred = jnp.where(rows, centred, 0)
+        centred = jnp.where(present, centred, 0)
         count = jnp.sum(present).astype(jnp.float32) * (values // x.shape[0])
     divisor = jnp.maximum(count, 1)
     mean = jnp.sum(centred, axes) / divisor

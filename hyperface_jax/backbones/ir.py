@@ -50,8 +50,8 @@ class _Block(nn.Module):
 
         branch = norm("res_layer_0", x)
         branch = Conv(self.features, name="res_layer_1")(branch)
-        prelu = PReLU(name="res_layer_3")(self.features)
-        branch = norm("res_layer_2", branch, activation=prelu)
+        slope = PReLU(name="res_layer_3")(self.features)
+        branch = norm("res_layer_2", branch, slope=slope)
         branch = Conv(self.features, stride=self.stride, name="res_layer_4")(branch)
         branch = norm("res_layer_5", branch)
         if x.shape[-1] == self.features:
@@ -85,8 +85,8 @@ class IR(Network, kw_only=True):
         """See `Backbone.apply`."""
         norm = partial(BatchNorm, group=self.batch_norm_group)
         x = Conv(self.width, name="input_layer_0")(images.astype(self.dtype))
-        prelu = PReLU(name="input_layer_2")(self.width)
-        x = norm(name="input_layer_1")(x, train=train, weight=weight, activation=prelu)
+        slope = PReLU(name="input_layer_2")(self.width)
+        x = norm(name="input_layer_1")(x, train=train, weight=weight, slope=slope)
         rates = drop_path_rates(self.drop_path, sum(self.blocks))
         block = computed_again(_Block, self.remat)
         places = [(s, i) for s, blocks in enumerate(self.blocks) for i in range(blocks)]

@@ -47,8 +47,8 @@ class _Block(nn.Module):
 
         branch = norm("bn1", x)
         branch = _conv(self.features, name="conv1")(branch)
-        prelu = PReLU(name="prelu")(self.features)
-        branch = norm("bn2", branch, activation=prelu)
+        slope = PReLU(name="prelu")(self.features)
+        branch = norm("bn2", branch, slope=slope)
         branch = _conv(self.features, stride=self.stride, name="conv2")(branch)
         branch = norm("bn3", branch)
         if self.stride != 1:
@@ -84,8 +84,8 @@ class IResNet(Network, kw_only=True):
         x = _conv(self.width, name="conv1")(images.astype(self.dtype))
         epsilon = self.batch_norm_epsilon
         norm = partial(BatchNorm, epsilon=epsilon, group=self.batch_norm_group)
-        prelu = PReLU(name="prelu")(self.width)
-        x = norm(name="bn1")(x, train=train, weight=weight, activation=prelu)
+        slope = PReLU(name="prelu")(self.width)
+        x = norm(name="bn1")(x, train=train, weight=weight, slope=slope)
         block = computed_again(_Block, self.remat)
         for stage, blocks in enumerate(self.blocks):
             for i in range(blocks):

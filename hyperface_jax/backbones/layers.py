@@ -45,15 +45,17 @@ def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 class PReLU(nn.Module):
-    """max(x, 0) + slope·min(x, 0), one `slope` a channel, param [C] (He, 2015)."""
+    """max(x, 0) + slope·min(x, 0), one `slope` a channel, param [C] (He, 2015).
+
+    Here it follows BatchNorm everywhere, which does it in the same pass.
+    """
 
     slope_init: Initializer = nn.initializers.constant(0.25)
 
     @nn.compact
-    def __call__(self, channels: int) -> Callable[[Array], Array]:
-        """The function of float32 [..., C]; `BatchNorm` takes it as its activation."""
-        slope = self.param("slope", self.slope_init, (channels,), jnp.float32)
-        return lambda x: jnp.where(x >= 0, x, per_channel(slope, x.ndim) * x)
+    def __call__(self, channels: int) -> Float[Array, " C"]:
+        """The slopes, for `BatchNorm`."""
+        return self.param("slope", self.slope_init, (channels,), jnp.float32)
 
 
 class Conv(nn.Module):

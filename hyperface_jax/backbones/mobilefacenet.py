@@ -59,7 +59,7 @@ class _ConvBlock(nn.Module):
         )(x)
         settings: dict[str, Any] = {"train": train, "weight": weight}
         if self.prelu:
-            settings["activation"] = PReLU(name="layers_2")(self.features)
+            settings["slope"] = PReLU(name="layers_2")(self.features)
         return BatchNorm(group=self.batch_norm_group, name="layers_1")(x, **settings)
 
 

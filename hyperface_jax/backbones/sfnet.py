@@ -48,7 +48,7 @@ class _ConvBlock(nn.Module):
         if not self.norm:
             return relu(x)
         batch_norm = BatchNorm(group=self.group, name="bn1")
-        return batch_norm(x, train=train, weight=weight, activation=relu)
+        return batch_norm(x, train=train, weight=weight, slope=0.0)
 
 
 class _ResidualBlock(nn.Module):
@@ -73,7 +73,7 @@ class _ResidualBlock(nn.Module):
         rest = {"train": train, "weight": weight}
         branch = conv(name="conv1")(x)
         if self.norm:
-            branch = norm(name="bn1")(branch, **rest, activation=relu)
+            branch = norm(name="bn1")(branch, **rest, slope=0.0)
         else:
             branch = relu(branch)
         branch = conv(name="conv2")(branch)

@@ -1,52 +1,46 @@
 """Compiles the step for devices that need not be here, and reads what was compiled.
 
-XLA's TPU compiler comes with `pip install -e '.[tpu]'` and runs on any machine: memory,
-work and traffic of a step are then its own numbers, before a slice is rented.
+XLA's compilers for TPUs and GPUs come with `pip install -e '.[tpu]'` and `'.[cuda]'`
+and run on any machine: memory, work and traffic of a step are then their own numbers,
+before anything is rented.
 """
 
-import math
 import os
-import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from hyperface_jax import sharding
+from hyperface_jax.planning import gpus, programs
 from hyperface_jax.training.experiment import Experiment
 
 # Dense bfloat16 operations a second of a chip, as published in Google's Cloud TPU
 # documentation.
 _PEAKS = {"v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
 
-_COLLECTIVE = re.compile(
-    r"= (\S.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
-    r"(-start)?\(.*?(channel_id=\d+|$)"
-)
-# Types such as f32 and bf16; u32[] are the tokens of started collectives.
-_ARRAY = re.compile(r"\b(?!u32\[\])[a-z]+(\d+)\[([\d,]*)\]")
-# Started, these two return their operands before what will arrive.
-_WITH_OPERANDS = ("all-gather", "collective-permute")
-
 
 def devices_of(topology: str) -> list[Any]:
-    """Devices of a TPU slice that is not here, e.g. "v5e:4x4".
+    """Devices that are not here: a TPU slice, "v5e:4x4", or GPUs, "h200:8", "h200:2x8".
 
     Raises:
-      ValueError: there is no such slice, or no compiler for it.
+      ValueError: there are no such devices, or no compiler for them.
     """
     from jax.experimental import topologies
 
+    described = gpus.parse(topology)
     # Or libtpu asks a metadata server that answers on Cloud machines only.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
+        if described:
+            return gpus.devices(*described)
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:  # jax raises a different type for each reason
         reason = str(error).strip().splitlines()
         raise ValueError(
             f"--topology is {topology!r}: {reason[0] if reason else 'unknown'} "
-            "(expected the name of a TPU slice such as v5e:2x4, and its compiler: "
-            "pip install -e '.[tpu]')"
+            f"(expected a TPU slice such as v5e:2x4 or GPUs, {', '.join(gpus.GPUS)}, "
+            "such as h200:8, and their compiler: pip install -e '.[tpu]' or '.[cuda]')"
         ) from None
     return list(found.devices)
 
@@ -73,47 +67,6 @@ def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
-class Collective(NamedTuple):
-    """One collective operation of a compiled program.
-
-    Attributes:
-      kind: "all-gather", "all-reduce", "reduce-scatter", ...
-      shapes: of the arrays of its result, on one device.
-      nbytes: of them together.
-      in_loop: it stands in the body of a loop.
-    """
-
-    kind: str
-    shapes: tuple[tuple[int, ...], ...]
-    nbytes: int
-    in_loop: bool
-
-
-def collectives(text: str) -> list[Collective]:
-    """Collectives of a compiled program, from its `as_text()`."""
-    bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
-    # A TPU writes one that runs beside other work several times, with one channel.
-    found: dict[Any, Collective] = {}
-    block = ""
-    for line in text.splitlines():
-        if line.startswith(("%", "ENTRY")):
-            block = line.split()[0].lstrip("%")
-        match = _COLLECTIVE.search(line)
-        if match:
-            result, kind, started, channel = match.groups()
-            arrays = [
-                (tuple(map(int, filter(None, dims.split(",")))), int(bits))
-                for bits, dims in _ARRAY.findall(result)
-            ]
-            if started and kind in _WITH_OPERANDS:
-                arrays = arrays[len(arrays) // 2 :]
-            nbytes = sum(math.prod(shape) * bits // 8 for shape, bits in arrays)
-            shapes = tuple(shape for shape, _ in arrays)
-            one = Collective(kind, shapes, nbytes, block in bodies)
-            found[(one, channel) if channel else line] = one
-    return list(found.values())
-
-
 def report(run: Experiment, topology: str) -> str:
     """What the compiler says of the step on a slice, as text."""
     try:
@@ -125,7 +78,6 @@ def report(run: Experiment, topology: str) -> str:
         return f"\nnot compiled for {topology}: it will not fit ({reason[:300]})"
     memory = program.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    flops = program.cost_analysis().get("flops", 0.0)
     lines = [
         "",
         f"compiled for {topology}, {run.mesh.size} devices (not run); of a device",
@@ -133,21 +85,52 @@ def report(run: Experiment, topology: str) -> str:
         f"  {'while a step runs, besides':<30} "
         f"{memory.temp_size_in_bytes / 2**30:9.3f} GiB",
         f"  {'together':<30} {peak / 2**30:9.3f} GiB",
-        f"  {'operations of a step':<30} {flops / 1e12:9.3f} T",
     ]
-    peak_rate = _PEAKS.get(topology.partition(":")[0])
-    if peak_rate:
-        seconds = flops / peak_rate
-        rate = run.config.train.batch_size / seconds
-        lines.append(
-            f"  {'a step takes at least':<30} {1e3 * seconds:9.2f} ms "
-            f"({rate:.0f} images/s in all, by the chip's published peak)"
-        )
+    text, batch = program.as_text(), run.config.train.batch_size
+    described = gpus.parse(topology)
+    if described:
+        lines += _of_kernels(text, described[0])
+    else:
+        lines += _of_operations(program, topology, batch)
     totals: dict[str, list[int]] = {}
-    for found in collectives(program.as_text()):
+    for found in programs.collectives(text):
         total = totals.setdefault(found.kind, [0, 0])
         total[0] += 1
         total[1] += found.nbytes
     for kind, (count, nbytes) in sorted(totals.items()):
         lines.append(f"  {kind:<30} {nbytes / 2**20:9.3f} MiB in {count}")
     return "\n".join(lines)
+
+
+def _of_operations(program: Any, topology: str, batch: int) -> list[str]:
+    """What a TPU's compiler counts of its operations."""
+    flops = program.cost_analysis().get("flops", 0.0)
+    lines = [f"  {'operations of a step':<30} {flops / 1e12:9.3f} T"]
+    peak_rate = _PEAKS.get(topology.partition(":")[0])
+    if peak_rate:
+        seconds = flops / peak_rate
+        lines.append(
+            f"  {'a step takes at least':<30} {1e3 * seconds:9.2f} ms "
+            f"({batch / seconds:.0f} images/s in all, by the chip's published peak)"
+        )
+    return lines
+
+
+def _of_kernels(text: str, gpu: gpus.Gpu) -> list[str]:
+    """What the kernels for a GPU move; its compiler does not count operations."""
+    kinds: dict[str, list[int]] = {}
+    for kernel in programs.kernels(text):
+        total = kinds.setdefault(kernel.kind, [0, 0])
+        total[0] += 1
+        total[1] += kernel.nbytes
+    moved = sum(nbytes for _, nbytes in kinds.values())
+    seconds = moved / gpu.bandwidth
+    lines = [
+        f"  {'its kernels, outside of loops':<30} {moved / 2**30:9.3f} GiB read and "
+        f"written: {1e3 * seconds:.2f} ms by the published bandwidth"
+    ]
+    by_size = sorted(kinds.items(), key=lambda item: -item[1][1])
+    for kind, (count, nbytes) in by_size:
+        if nbytes >= 0.001 * moved:
+            lines.append(f"    {kind:<28} {nbytes / 2**30:9.3f} GiB in {count}")
+    return lines
