@@ -16,10 +16,15 @@ device already; no host synchronisation between the steps of a round.
 
 Each side is a process of its own, one after the other, so that none keeps the other's
 memory. Sides: ours, ours_augmented (all augmentation on), torch (compiled),
-torch_eager. --xla "FLAGS" adds a side with these XLA_FLAGS. On a GPU the ceilings (a
+torch_eager. Each --xla=FLAGS adds a side with these XLA_FLAGS. On a GPU the ceilings (a
 product of matrices, a copy) are measured in ours' process: `peak` is the share of the
 product's rate that 3 forward passes' multiplications reach, the head not counted;
 `roofline` is the least time by the compiled program's own operations and bytes.
+
+    python benchmarks/training_throughput.py --backbone iresnet50 --compile-for h200
+
+compiles our step for a GPU that need not be here (`pip install -e '.[cuda]'`), and says
+what memory it takes and what its kernels read and write.
 """
 
 import argparse
@@ -187,6 +192,23 @@ def ours(a: argparse.Namespace) -> dict:
     return found
 
 
+def compiled_for(a: argparse.Namespace) -> str:
+    """Our step compiled for a device that need not be here."""
+    import jax
+
+    from hyperface_jax.planning import rehearsal
+
+    (device,) = rehearsal.devices_of(a.compile_for)
+    here = jax.sharding.SingleDeviceSharding(device)
+    _, step, init = made(a, augmented=False)
+    shapes = jax.eval_shape(init), jax.eval_shape(lambda: batch_of(a))
+    placed = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes
+    )
+    program = step.lower(*placed).compile()
+    return rehearsal.describe(program, a.compile_for, 1, a.batch)
+
+
 def torch_side(a: argparse.Namespace) -> dict:
     """Weights come from our initialisation, drawn by JAX on the CPU."""
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -320,18 +342,23 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--sides", nargs="+", default=["ours", "torch"])
-    parser.add_argument("--xla", nargs="*", default=[], help="XLA_FLAGS to try, each")
+    parser.add_argument("--xla", action="append", default=[], help="XLA_FLAGS to try")
     parser.add_argument("--torch-mode", default="max-autotune")
     parser.add_argument("--steps", type=int, default=20, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--limit", type=int, default=400, help="seconds a side")
     parser.add_argument("--out", type=Path, help="a .json for all that was found")
+    parser.add_argument("--compile-for", default="", help="a GPU, such as h200")
     parser.add_argument("--side", default="", help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.side:
         found = torch_side(a) if a.side.startswith("torch") else ours(a)
         print(json.dumps(found))
+        return
+    if a.compile_for:
+        print(f"{a.backbone}, batch {a.batch}, {a.classes} classes, {a.dtype}")
+        print(compiled_for(a))
         return
     results = {side: child(a, side) for side in a.sides}
     results |= {f"ours, {flags}": child(a, "ours", flags) for flags in a.xla}

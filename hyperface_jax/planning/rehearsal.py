@@ -76,17 +76,22 @@ def report(run: Experiment, topology: str) -> str:
             raise
         reason = " ".join(str(error).split())
         return f"\nnot compiled for {topology}: it will not fit ({reason[:300]})"
+    return describe(program, topology, run.mesh.size, run.config.train.batch_size)
+
+
+def describe(program: Any, topology: str, devices: int, batch: int) -> str:
+    """Memory, work and traffic of a compiled step of `batch` images, as text."""
     memory = program.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     lines = [
         "",
-        f"compiled for {topology}, {run.mesh.size} devices (not run); of a device",
+        f"compiled for {topology}, {devices} devices (not run); of a device",
         f"  {'state and batch':<30} {memory.argument_size_in_bytes / 2**30:9.3f} GiB",
         f"  {'while a step runs, besides':<30} "
         f"{memory.temp_size_in_bytes / 2**30:9.3f} GiB",
         f"  {'together':<30} {peak / 2**30:9.3f} GiB",
     ]
-    text, batch = program.as_text(), run.config.train.batch_size
+    text = program.as_text()
     described = gpus.parse(topology)
     if described:
         lines += _of_kernels(text, described[0])

@@ -1,0 +1,140 @@
+"""Everything that waits for a GPU, in the order of its worth, within a short lease.
+
+    python benchmarks/on_gpu.py --out runs/gpu --minutes 9
+    python benchmarks/on_gpu.py --out runs/gpu --dry     # only prints the commands
+
+Each row is a command of its own with a limit; what it prints goes to --out/NAME.txt,
+and summary.json says how each ended, after every row: a lease that ends half-way keeps
+what was measured. Rows that no longer fit into the minutes are left out, and it is
+said; --rows names those of a second call.
+
+Where nothing can be downloaded, bring wheels in a folder, made on another machine for
+the GPU machine's Python (--wheels installs them, without their own dependencies):
+
+    pip download -d wheels --no-deps --python-version 3.12 --only-binary :all: \
+        array_record clu dm-tree etils grain immutabledict ml_collections simplejpeg \
+        tensorboardX tensorflow-datasets tensorflow-metadata toml jaxtyping
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Row(NamedTuple):
+    """A command and the seconds that it may take."""
+
+    name: str
+    limit: int
+    command: str
+
+
+THROUGHPUT = "benchmarks/training_throughput.py --limit 150 --backbone"
+ROWS = (
+    Row(
+        "iresnet50",
+        420,
+        f"{THROUGHPUT} iresnet50 --batch 512 --sides ours torch_eager torch "
+        "--limit 280 --out {out}/r50.json",
+    ),
+    Row(
+        "head",
+        120,
+        "benchmarks/head.py --batch 1024 --classes 93431 10000000 --time 93431 "
+        "--sample 10000000",
+    ),
+    Row(
+        "iresnet100",
+        300,
+        f"{THROUGHPUT} iresnet100 --batch 512 --sides ours torch_eager "
+        "--out {out}/r100.json",
+    ),
+    Row(
+        "sfnet20",
+        200,
+        f"{THROUGHPUT} sfnet20_deprecated --batch 1024 --out {{out}}/sf20.json",
+    ),
+    Row("embedding", 200, "benchmarks/embedding_throughput.py"),
+    Row(
+        "augmentation",
+        100,
+        f"{THROUGHPUT} iresnet50 --batch 512 --sides ours ours_augmented "
+        "--out {out}/augmentation.json",
+    ),
+    Row(
+        "flags",
+        200,
+        f"{THROUGHPUT} iresnet50 --batch 512 --sides ours --out {{out}}/flags.json "
+        "--xla=--xla_gpu_enable_triton_gemm=false "
+        "--xla=--xla_gpu_enable_command_buffer=",
+    ),
+    Row("sfnet64", 200, f"{THROUGHPUT} sfnet64_deprecated --out {{out}}/sf64.json"),
+    Row("search", 60, "benchmarks/search.py"),
+)
+
+
+def run(row: Row, out: Path, seconds: float) -> dict:
+    """Runs a row, no longer than `seconds`."""
+    started = time.monotonic()
+    command = row.command.format(out=out)
+    with (out / f"{row.name}.txt").open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command.split()],
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            ended = process.wait(min(row.limit, seconds))
+        except subprocess.TimeoutExpired:
+            ended = "out of time"
+            # With its own processes, or they would keep the GPU.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    taken = round(time.monotonic() - started, 1)
+    return {"row": row.name, "ended": ended, "seconds": taken, "command": command}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=13)
+    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS])
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to install first")
+    parser.add_argument("--dry", action="store_true", help="only print the commands")
+    a = parser.parse_args()
+    ends = time.monotonic() + 60 * a.minutes
+    out = a.out.resolve()
+    rows = [row for row in ROWS if not a.rows or row.name in a.rows]
+    if a.dry:
+        for row in rows:
+            print(f"{row.limit:4} s  python {row.command.format(out=out)}")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    if a.wheels:
+        pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps"]
+        subprocess.run([*pip, *map(str, a.wheels.glob("*.whl"))], check=True)
+    found = []
+    for row in rows:
+        left = ends - time.monotonic()
+        if left < 30:
+            found.append({"row": row.name, "ended": "no time left"})
+        else:
+            found.append(run(row, out, left))
+        print(json.dumps(found[-1]), flush=True)
+        (out / "summary.json").write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
