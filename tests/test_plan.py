@@ -145,7 +145,7 @@ def test_published_recipes_say_where():
     assert source("baselines", "recipe=insightface,data=casia") == ""
 
 
-@pytest.mark.parametrize("name", ["v99:2x2", "h20:8", "h200:", "h200:8x"])
+@pytest.mark.parametrize("name", ["v99:2x2", "h20:8", "h200:", "h200:8x", "h200:0"])
 def test_devices_that_do_not_exist_are_one_line(name):
     with pytest.raises(ValueError, match=rf"--topology is '{name}'.*h200.*\[tpu\]"):
         rehearsal.devices_of(name)

@@ -3,10 +3,10 @@
 Flax's BatchNorm keeps the biased variance as its running value; PyTorch's, and so every
 published face network, the unbiased one. B examples, C channels, G groups of examples.
 
-Half of the time of a deep network on a GPU is feature maps that are read and written
-once more, by this layer above all. So its training has a backward pass of its own: two
-passes over the maps, and nothing is kept but the input, in its dtype. Differentiated by
-JAX the same formulas read and write half as much again (benchmarks/RESULTS.md).
+Most of what a deep network's kernels read and write on a GPU is elementwise work on
+feature maps, this layer's above all. So its training has a backward pass of its own:
+two passes over the maps, and nothing is kept but the input, in its dtype. The same
+formulas differentiated by JAX move a third more (benchmarks/RESULTS.md).
 """
 
 import functools

@@ -20,7 +20,6 @@ class Gpu(NamedTuple):
       l2: bytes.
       shared: memory of a core, bytes; `block` of it may be one block's.
       block: see `shared`.
-      peak: dense bfloat16 operations a second.
     """
 
     title: str
@@ -33,29 +32,28 @@ class Gpu(NamedTuple):
     l2: int
     shared: int
     block: int
-    peak: float
 
 
 GPUS = {
     "a100": Gpu(
         *("NVIDIA A100-SXM4-80GB", 8, 108, 64, 1.41, 85_100_068_864, 2.04e12),
-        *(41_943_040, 167_936, 166_912, 312e12),
+        *(41_943_040, 167_936, 166_912),
     ),
     "h100": Gpu(
         *("NVIDIA H100 80GB HBM3", 9, 132, 128, 1.98, 84_942_979_072, 3.35e12),
-        *(52_428_800, 233_472, 232_448, 989e12),
+        *(52_428_800, 233_472, 232_448),
     ),
     "h200": Gpu(
         *("NVIDIA H200", 9, 132, 128, 1.98, 151_397_597_184, 4.8e12),
-        *(52_428_800, 233_472, 232_448, 989e12),
+        *(52_428_800, 233_472, 232_448),
     ),
     "b200": Gpu(
         *("NVIDIA B200", 10, 148, 128, 1.965, 191_514_411_008, 7.67e12),
-        *(132_644_864, 233_472, 232_448, 2250e12),
+        *(132_644_864, 233_472, 232_448),
     ),
 }
 
-_NAME = re.compile(r"(\w+?)(?::(?:(\d+)x)?(\d+))?")
+_NAME = re.compile(r"(\w+?)(?::(?:([1-9]\d*)x)?([1-9]\d*))?")
 
 
 def parse(topology: str) -> tuple[Gpu, int, int] | None:
