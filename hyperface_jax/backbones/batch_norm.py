@@ -11,6 +11,7 @@ formulas differentiated by JAX move a third more (benchmarks/RESULTS.md).
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,10 +85,10 @@ class BatchNorm(nn.Module):
             factor = jax.lax.rsqrt(var + self.epsilon) * scale[None]
             return _affine(x, mean, factor, bias, slope).astype(x.dtype)
 
-        settings = self.epsilon, self.group
-        y, mean, var, count = normalise_batch(
-            x, weight, mean_of.value, scale, bias, slope, *settings
-        )
+        given = x, weight, mean_of.value, scale, bias, slope
+        # custom_vjp hides the type of its result.
+        found: Any = normalise_batch(*given, self.epsilon, self.group)
+        y, mean, var, count = found
         if not self.is_initializing():
             present = (count > 0).astype(jnp.float32)
             share = (present / jnp.maximum(jnp.sum(present), 1))[:, None]
