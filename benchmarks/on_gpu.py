@@ -12,8 +12,10 @@ Where nothing can be downloaded, bring wheels in a folder, made on another machi
 the GPU machine's Python (--wheels installs them, without their own dependencies):
 
     pip download -d wheels --no-deps --python-version 3.12 --only-binary :all: \
-        array_record clu dm-tree etils grain immutabledict ml_collections simplejpeg \
-        tensorboardX tensorflow-datasets tensorflow-metadata toml jaxtyping
+        array_record dm-tree docstring_parser googleapis-common-protos grain \
+        immutabledict importlib_resources ml_collections portpicker simple_parsing \
+        simplejpeg tensorboardX tensorflow-datasets tensorflow-metadata termcolor toml
+    pip wheel -w wheels --no-deps promise
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """The plan: counts against published ones, memory against the compiled step."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 import toy
@@ -178,8 +180,7 @@ def test_the_step_compiled_for_gpus_that_are_not_here(tmp_path):
     assert alone < 0.02 * moved
 
 
-def test_kernels_as_a_gpu_writes_them():
-    text = """
+GPU_TEXT = """
 %fused_add (p: f32[64]) -> f32[64] {
   ROOT %add.1 = f32[64]{0} add(%p, %p)
 }
@@ -198,7 +199,21 @@ custom_call_target="__cublas$lt$matmul"
   ROOT %copy.1 = bf16[8,4]{0,1} copy(%a)
 }
 """
-    assert programs.kernels(text) == [
+
+
+@pytest.mark.parametrize(("gib", "fits"), [(78, True), (80, False)])
+def test_what_a_gpu_cannot_hold_is_said(gib, fits):
+    """Its compiler does not refuse it."""
+    memory = SimpleNamespace(
+        argument_size_in_bytes=2**30, temp_size_in_bytes=(gib - 1) * 2**30
+    )
+    program = SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: GPU_TEXT)
+    text = rehearsal.describe(program, "a100", devices=1, batch=64)
+    assert ("it will not fit: NVIDIA A100-SXM4-80GB has 79 GiB" in text) != fits
+
+
+def test_kernels_as_a_gpu_writes_them():
+    assert programs.kernels(GPU_TEXT) == [
         programs.Kernel("convolution", 32 + 2 * 64),
         programs.Kernel("product", 256 + 16 + 64 + 32),
         programs.Kernel("fusion", 8 + 16 + 32 + 4),

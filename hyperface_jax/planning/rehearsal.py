@@ -94,6 +94,9 @@ def describe(program: Any, topology: str, devices: int, batch: int) -> str:
     text = program.as_text()
     described = gpus.parse(topology)
     if described:
+        if peak > described[0].memory:
+            has = described[0].memory / 2**30
+            lines.append(f"  it will not fit: {described[0].title} has {has:.0f} GiB")
         lines += _of_kernels(text, described[0])
     else:
         lines += _of_operations(program, topology, batch)
