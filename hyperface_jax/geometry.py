@@ -22,6 +22,9 @@ Scalar = float | Array
 MIN_SIN = 1e-4
 """1/sin θ counts as at most 1/MIN_SIN in a slope (θ nearer than .0057° to a pole)."""
 
+MIN_NORM = 1e-12
+"""A vector is divided by at least this (PyTorch's `normalize` has the same)."""
+
 OFFICIAL_CLIP = 1e-5
 """The official code clips cosines to ±(1 - 1e-5) before arccos (.26° from the ends)."""
 
@@ -40,7 +43,7 @@ def magnitude(x: Float[Array, "... D"]) -> Float[Array, "..."]:
 
 
 def l2_normalize(
-    x: Float[Array, "... D"], min_norm: float = 1e-12
+    x: Float[Array, "... D"], min_norm: float = MIN_NORM
 ) -> Float[Array, "... D"]:
     """X / max(|x|, min_norm) over the last axis; 0 stays 0, with gradient 0 there."""
     x = at_least_float32(x)

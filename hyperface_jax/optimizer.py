@@ -135,6 +135,7 @@ def update(
     params: Any,
     *,
     prototype_norm: str,
+    ok: jax.Array | bool = True,
 ) -> tuple[Any, Any]:
     """One update; under "project" the prototypes go back to the sphere after it.
 
@@ -147,15 +148,35 @@ def update(
       opt_state: of `tx`.
       params: a dictionary with "prototypes" [C, D], or [C, K, D], among others.
       prototype_norm: see `losses.hyperspherical_softmax`.
+      ok: bool []; where false, parameters and state stay what they are, to the bit.
 
     Returns:
       New parameters and optimizer state.
     """
-    updates, opt_state = tx.update(gradients, opt_state, params)
-    params = optax.apply_updates(params, updates)
+    updates, new_state = tx.update(gradients, opt_state, params)
+    new_params = optax.apply_updates(params, updates)
+    new_params, new_state = select(ok, (new_params, new_state), (params, opt_state))
     if prototype_norm == "project":
-        params = params | {"prototypes": geometry.l2_normalize(params["prototypes"])}
-    return params, opt_state
+        on_sphere = _back_to_sphere(new_params["prototypes"], ok)
+        new_params = new_params | {"prototypes": on_sphere}
+    return new_params, new_state
+
+
+def select(ok: jax.Array | bool, new: Any, old: Any) -> Any:
+    """`new` where `ok`, else `old`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+
+
+def _back_to_sphere(rows: jax.Array, ok: jax.Array | bool) -> jax.Array:
+    """`geometry.l2_normalize` of rows that were updated, of others nothing.
+
+    Without the barrier XLA computes the update a second time inside the division. It
+    reads the old momentum there, after the new one was written: a copy of a [C, D]
+    array and three more passes over one, as compiled for GPUs.
+    """
+    norms = geometry.magnitude(rows)[..., None]
+    rows, norms = jax.lax.optimization_barrier((rows, norms))
+    return jnp.where(ok, rows / jnp.maximum(norms, geometry.MIN_NORM), rows)
 
 
 def global_norm(tree: Any) -> jax.Array:

@@ -5,15 +5,12 @@ import os
 import shutil
 import tempfile
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=4"
-    + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
-)
-os.environ["JAX_PLATFORMS"] = "cpu"
+import xla
 
-# Most of the tests' time is compilation, often of the same program by another process:
-# all of them share what one of them compiled. The first process makes and removes it.
+os.environ.update(xla.environment(devices=4))
+
+# Often another process compiled the same program: all of them share what one of them
+# compiled. The first process makes and removes it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.mkdtemp(prefix="hyperface_jax_tests.")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled

@@ -279,7 +279,10 @@ def test_rematerialised_blocks_give_the_same_gradient_from_less(name, rng):
             sum(leaf.size * leaf.dtype.itemsize for leaf in kept(backbone, images))
         )
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-4, atol=1e-5 * max(1, np.abs(b).max())
+        ),
+        *results,
     )
     assert sizes[1] < 0.7 * sizes[0]
 

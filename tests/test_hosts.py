@@ -11,6 +11,7 @@ import time
 
 import pytest
 import toy
+import xla
 from conftest import ROOT
 
 from hyperface_jax import host_watch, hosts
@@ -65,11 +66,10 @@ class Command:
         if count > 1:
             command += [f"--coordinator=localhost:{port}"]
             command += [f"--processes={count}", f"--process_id={host}"]
-        device_flag = "--xla_force_host_platform_device_count"
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": f"{device_flag}={DEVICES // count}"},
+            env=os.environ | xla.environment(DEVICES // count),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

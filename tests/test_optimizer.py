@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from hyperface_jax import optimizer
+from hyperface_jax import geometry, optimizer
 
 pytestmark = pytest.mark.core
 
@@ -57,6 +57,40 @@ def test_sgd_is_pytorchs(rng):
                 weight_decay=decay,
             )
         np.testing.assert_allclose(get(got), value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_back_to_the_sphere_and_rows_that_stay(rng, jitted):
+    """The update, then the norm; and to the bit nothing where it is refused."""
+    params, (gradient, *_) = params_and_gradients(rng)
+    zero = jnp.zeros((1, 2))  # padding
+    params["prototypes"] = jnp.concatenate([params["prototypes"] / 3, zero])
+    gradient["prototypes"] = jnp.concatenate([gradient["prototypes"], zero])
+    part = optimizer.PartSettings(weight_decay=0.01)
+    tx = optimizer.make_optimizer(
+        "sgd", learning_rate=lambda step: 0.1, backbone=part, prototypes=part
+    )
+
+    def update(state, params, norm, ok):
+        arguments = (tx, gradient, state, params)
+        return optimizer.update(*arguments, prototype_norm=norm, ok=ok)
+
+    if jitted:
+        update = jax.jit(update, static_argnums=2)
+    old = params, tx.init(params)
+    free, free_state = update(old[1], params, "differentiate", True)
+    got, state = update(old[1], params, "project", True)
+    np.testing.assert_allclose(
+        got["prototypes"], geometry.l2_normalize(free["prototypes"]), rtol=1e-6
+    )
+    np.testing.assert_array_equal(got["prototypes"][-1], 0)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (got["backbone"], state),
+        (free["backbone"], free_state),
+    )
+    refused = update(old[1], params, "project", jnp.bool_(False))
+    jax.tree.map(np.testing.assert_array_equal, refused, old)
 
 
 def zeros(tree):

@@ -3,11 +3,12 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 import toy
 from test_config import load_file
 
-from hyperface_jax import backbones
+from hyperface_jax import backbones, optimizer
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import costs
 from hyperface_jax.planning import gpus, plan, programs, rehearsal
@@ -178,6 +179,31 @@ def test_the_step_compiled_for_gpus_that_are_not_here(tmp_path):
     moved = sum(kernel.nbytes for kernel in kernels)
     alone = sum(kernel.nbytes for kernel in kernels if kernel.kind == "single")
     assert alone < 0.02 * moved
+
+
+def test_an_update_of_classes_on_a_gpu_is_seven_passes():
+    """Gradient, momentum and vectors in, both out; the vectors in and out: no copy."""
+    pytest.importorskip("jax_plugins.xla_cuda13", reason="pip install -e '.[cuda]'")
+    (device,) = rehearsal.devices_of("h200")
+    here = jax.sharding.SingleDeviceSharding(device)
+    part = optimizer.PartSettings()
+    tx = optimizer.make_optimizer(
+        "sgd", learning_rate=lambda step: 0.1, backbone=part, prototypes=part
+    )
+
+    def update(params, state, gradients, ok):
+        arguments = (tx, gradients, state, params)
+        return optimizer.update(*arguments, prototype_norm="project", ok=ok)
+
+    vectors = jnp.zeros((50_000, 128))
+    params = {"backbone": jnp.zeros(8), "prototypes": vectors}
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        (params, tx.init(params), params, jnp.bool_(True)),
+    )
+    program = jax.jit(update, donate_argnums=(0, 1)).lower(*shapes).compile()
+    moved = sum(k.nbytes for k in programs.kernels(program.as_text()))
+    assert 7 <= moved / vectors.nbytes < 7.2
 
 
 GPU_TEXT = """

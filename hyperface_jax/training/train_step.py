@@ -84,8 +84,12 @@ def make_train_step(
         if seen is not None:
             memory = head.remember(memory, seen, state.step)
         norms = {part: optimizer.global_norm(g) for part, g in gradients.items()}
+        finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
+        ok = finite & (state.nonfinite_step < 0)
         params, opt_state = optimizer.update(
-            tx, gradients, state.opt_state, state.params, prototype_norm=prototype_norm
+            *(tx, gradients, state.opt_state, state.params),
+            prototype_norm=prototype_norm,
+            ok=ok,
         )
         new = state.replace(
             step=state.step + 1,
@@ -95,7 +99,6 @@ def make_train_step(
             memory=memory,
             ema=_moving_average(state.ema, params["backbone"], stats, ema_decay),
         )
-        finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
         metrics = _report(sums, total) | {
             "loss": loss,
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
@@ -104,7 +107,7 @@ def make_train_step(
             "grad_norm_prototypes": norms["prototypes"],
             **_scalars(params.get("head", {}), memory),
         }
-        return _latch(state, new, finite), metrics
+        return _latch(state, new, ok), metrics
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
@@ -216,9 +219,17 @@ def _moving_average(ema, weights, batch_stats, decay: float):
     )
 
 
-def _latch(old: TrainState, new: TrainState, finite: jax.Array) -> TrainState:
-    """Keeps the old state for good from the first step that was not finite."""
-    ok = finite & (old.nonfinite_step < 0)
-    kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
-    failed = jnp.where((old.nonfinite_step < 0) & ~finite, old.step, old.nonfinite_step)
-    return kept.replace(nonfinite_step=failed)
+def _latch(old: TrainState, new: TrainState, ok: jax.Array) -> TrainState:
+    """Keeps the old state for good from the first step that was not finite.
+
+    `optimizer.update` has done so for its part already.
+    """
+    kept = optimizer.select(
+        ok,
+        new.replace(params=None, opt_state=None),
+        old.replace(params=None, opt_state=None),
+    )
+    failed = jnp.where((old.nonfinite_step < 0) & ~ok, old.step, old.nonfinite_step)
+    return kept.replace(
+        params=new.params, opt_state=new.opt_state, nonfinite_step=failed
+    )

@@ -1,0 +1,44 @@
+"""How XLA compiles for the tests: quickly. Most of their time is compilation."""
+
+import importlib.util
+import mmap
+import os
+from pathlib import Path
+
+OPTIMIZED = "HYPERFACE_TESTS_OPTIMIZED" in os.environ
+"""Set it to test what users run, in twice the time; test_bucket_workdir always does."""
+
+ELEMENTAL = "--xla_cpu_use_fusion_emitters=false"
+"""XLA's older generator of fusions: LLVM takes half the time for what it writes."""
+
+
+def environment(devices: int) -> dict[str, str]:
+    """Variables of a process with so many CPU devices, set before it imports jax."""
+    flags = [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_cpu_collective_call_terminate_timeout_seconds=300",
+        # Of flags given twice the last counts: a test's processes inherit ours.
+        f"--xla_force_host_platform_device_count={devices}",
+    ]
+    quick = {}
+    if not OPTIMIZED:
+        quick["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        if _is_known(ELEMENTAL):
+            flags.append(ELEMENTAL)
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags), **quick}
+
+
+def _is_known(flag: str) -> bool:
+    """Does this jaxlib have the flag? One that it has not would end the process."""
+    jaxlib = importlib.util.find_spec("jaxlib")
+    assert jaxlib is not None
+    assert jaxlib.origin is not None
+    library = Path(jaxlib.origin).with_name("libjax_common.so")
+    if not library.exists():
+        return False
+    name = flag.removeprefix("--").split("=")[0].encode()
+    with (
+        open(library, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return content.find(name) >= 0
