@@ -160,6 +160,6 @@ def longer(out: Path, folds: tuple[int, ...], start: str) -> Iterator[Run]:
     """Twice the budget; from --start, too, where it is given."""
     best = best_of(out, next(x for x in LOSSES if x.loss == V2 and x.norm == "hfn"))
     if best is not None:
-        for fold in (TUNED_ON, *folds):
+        for fold in (*folds, TUNED_ON):
             for started in (False, True)[: 2 if start else 1]:
                 yield dataclasses.replace(best, fold=fold, epochs=24.0, started=started)

@@ -31,6 +31,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+LONG = ("test_notebooks", "test_hosts", "test_bucket_workdir", "test_train")
+
+
+def pytest_collection_modifyitems(items):
+    """Files of few and long tests first: at the end one process would wait for them."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture
 def strict_promotion():
     """Mathematics must not mix dtypes silently."""
