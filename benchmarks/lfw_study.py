@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from lfw_descriptors import DESCRIPTORS
+from lfw_descriptors import NAMES
 
 from hyperface_jax.evaluation import roc, verification
 from hyperface_jax.evaluation.embedded import Options
@@ -73,7 +73,7 @@ def measures(s: dict[str, np.ndarray]) -> tuple[float, float, float]:
 def descriptor_scores(out: Path, fold: int) -> dict[str, dict[str, np.ndarray]]:
     """Those that `lfw_classical.py` has left."""
     classical = {}
-    for name in DESCRIPTORS:
+    for name in NAMES:
         if (out / f"{name}_fold{fold}.npz").exists():
             with np.load(out / f"{name}_fold{fold}.npz") as arrays:
                 classical[name] = {k: arrays[k] for k in FIELDS}
@@ -84,14 +84,14 @@ def systems(out: Path, fold: int) -> dict[str, dict[str, np.ndarray]]:
     """Every system that has results for a fold."""
     classical = descriptor_scores(out, fold)
     found = dict(classical)
-    if len(classical) == len(DESCRIPTORS):
+    if len(classical) == len(NAMES):
         found["all descriptors, summed"] = summed(list(classical.values()))
     if (out / f"fold{fold}" / "results.json").exists():
         network = network_scores(out / f"fold{fold}")
         found["network, cosine"] = network
         if "lbp" in classical:
             found["network and lbp, summed"] = summed([network, classical["lbp"]])
-        if len(classical) == len(DESCRIPTORS):
+        if len(classical) == len(NAMES):
             parts = [network, *classical.values()]
             found["network and all descriptors, summed"] = summed(parts)
     return found

@@ -4,6 +4,8 @@ import errno
 import functools
 import itertools
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -282,3 +284,24 @@ def test_fingerprints_follow_content_and_not_the_path(tmp_path):
         file.write(b"\x00\x01\x02")
     assert insightface.open_insightface(tmp_path / "b").fingerprint != a.fingerprint
     assert face_set.concatenate([a]) is a
+
+
+@pytest.mark.parametrize(
+    "reader",
+    ["tar_files.TarReader(path, keys, keys)", "recordio.RecordFile(path, keys, keys)"],
+)
+def test_python_ends_without_a_word_while_a_file_is_open(reader, tmp_path):
+    """The modules that closing needs are emptied before a script's own names."""
+    path = tmp_path / "file"
+    path.write_bytes(b"12345678")
+    code = f"""
+import jax  # without it the order is another
+import numpy as np
+from hyperface_jax.data import recordio, tar_files
+path, keys = {str(path)!r}, np.zeros(1, int)
+kept = {reader}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -91,9 +91,9 @@ class RecordFile:
         vars(self).update(state)
         self._file = open_local(self.path)
 
-    def __del__(self):
+    def __del__(self, close=os.close):  # when Python ends, `os` may be gone before us
         if (file := getattr(self, "_file", None)) is not None:
-            os.close(file)
+            close(file)
 
     def take(self, positions: np.ndarray | slice) -> "RecordFile":
         """The given records only; of a slice the memory is shared."""

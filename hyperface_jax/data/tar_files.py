@@ -36,9 +36,9 @@ class TarReader:
         vars(self).update(state)
         self._file = open_local(self._path)
 
-    def __del__(self):
+    def __del__(self, close=os.close):  # when Python ends, `os` may be gone before us
         if (file := getattr(self, "_file", None)) is not None:
-            os.close(file)
+            close(file)
 
     def __call__(self, row: int) -> bytes:
         """Contents of a member; fewer bytes where the tar is cut off."""
