@@ -3,9 +3,10 @@
     python benchmarks/lfw_classical.py --lfw lfw.tar --pairs pairs.txt --out runs/lfw
 
 The descriptors of `lfw_descriptors.py` and the Fisher vectors of `lfw_fisher.py`,
-averaged with the mirror image's; of each the whitened principal axes of the training images, scaled to unit length, and a Joint
-Bayesian model of them. The same people are trained on, held out and tested as
-configs/lfw.py:fold=K does (people with one image too, in the PCA and in the model).
+averaged with the mirror image's; of each the whitened principal axes of the training
+images, scaled to unit length, and a Joint Bayesian model of them. The same people are
+trained on, held out and tested as configs/lfw.py:fold=K does (people with one image
+too, in the PCA and in the model).
 Dimensions, EM steps, whitening and the list of descriptors were chosen on fold 8.
 Writes <out>/<descriptor>_foldK.npz (scores of the held-out and of the tested pairs),
 which benchmarks/lfw_study.py sums and tabulates. scikit-image and scikit-learn are
@@ -18,8 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import joint_bayesian
-import numpy as np
 import lfw_fisher
+import numpy as np
 from lfw_descriptors import DESCRIPTORS, NAMES, SIDE, grey_of, mirrored_mean
 from sklearn.decomposition import KernelPCA
 
