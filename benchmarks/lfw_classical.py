@@ -65,7 +65,8 @@ def describe(name: str, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
             of_image = functools.partial(mirrored_mean, name)
             return np.stack(list(pool.map(of_image, images, chunksize=64)))
     greys = np.stack([grey_of(image) for image in images]).astype(np.float32)
-    return lfw_fisher.fisher_vectors(greys, lfw_fisher.fit(greys[rows]))
+    grid = lfw_fisher.GRIDS[name]
+    return lfw_fisher.fisher_vectors(greys, grid, lfw_fisher.fit(greys[rows], grid))
 
 
 def kernel_of(

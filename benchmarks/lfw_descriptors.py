@@ -101,8 +101,8 @@ DESCRIPTORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     f.__name__: f for f in (lbp, lpq, hog, gabor, colour_lbp, pixels)
 }
 
-NAMES = (*DESCRIPTORS, "fisher")
-"""All; the last has a vocabulary that is fitted (`lfw_fisher.py`)."""
+NAMES = (*DESCRIPTORS, "fisher", "fisher_large")
+"""All; the last two have a vocabulary that is fitted (`lfw_fisher.py`)."""
 
 
 def mirrored_mean(name: str, image: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ roots, length 1).
 Letters: B images, N places, K Gaussians, D dimensions of a local vector.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,25 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-CELLS, STEP, ORIENTATIONS, AXES, GAUSSIANS = (3, 4, 5), 3, 8, 64, 256
+STEP, ORIENTATIONS, AXES, GAUSSIANS = 3, 8, 64, 256
+
+
+class Grid(NamedTuple):
+    """Which local vectors.
+
+    Attributes:
+      cells: sides of a SIFT vector's 4x4 cells, in pixels.
+      samples: how many the vocabulary is fitted to.
+    """
+
+    cells: tuple[int, ...]
+    samples: int
+
+
+GRIDS = {
+    "fisher": Grid((3, 4, 5), 200_000),
+    "fisher_large": Grid((4, 6, 8), 100_000),
+}
 
 
 class Vocabulary(NamedTuple):
@@ -38,20 +57,20 @@ class Vocabulary(NamedTuple):
     deviation: np.ndarray
 
 
-def fit(greys: np.ndarray, samples: int = 200_000, seed: int = 0) -> Vocabulary:
+def fit(greys: np.ndarray, grid: Grid, seed: int = 0) -> Vocabulary:
     """A vocabulary of images that no fold tests.
 
     Args:
       greys: float32 [B, H, W], 0 to 255.
-      samples: local vectors to fit to.
+      grid: of their local vectors.
       seed: of the choice of images and of the mixture.
     """
     rng = np.random.default_rng(seed)
     few = rng.choice(len(greys), min(400, len(greys)), replace=False)
-    sift, place = map(np.asarray, local_vectors(greys[few]))
+    sift, place = map(np.asarray, local_vectors(greys[few], grid.cells))
     place = np.broadcast_to(place, (*sift.shape[:2], 2)).reshape(-1, 2)
     sift = sift.reshape(-1, sift.shape[-1])
-    chosen = rng.choice(len(sift), min(samples, len(sift)), replace=False)
+    chosen = rng.choice(len(sift), min(grid.samples, len(sift)), replace=False)
     pca = PCA(AXES, random_state=seed).fit(sift[chosen])
     joined = np.hstack([pca.transform(sift[chosen]), place[chosen]])
     mixture = GaussianMixture(
@@ -67,13 +86,15 @@ def fit(greys: np.ndarray, samples: int = 200_000, seed: int = 0) -> Vocabulary:
     return Vocabulary(*(x.astype(np.float32) for x in found))
 
 
-@jax.jit
-def local_vectors(greys: jax.Array) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames="cells")
+def local_vectors(
+    greys: jax.Array, cells: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
     """RootSIFT vectors [B, N, 128] and their places [N, 2] in -.5 to .5."""
     maps = _orientations(jnp.sqrt(greys))
     side = greys.shape[1]
     vectors, places = [], []
-    for cell in CELLS:
+    for cell in cells:
         sums = jax.lax.reduce_window(
             maps, 0.0, jax.lax.add, (1, cell, cell, 1), (1, 1, 1, 1), "VALID"
         )
@@ -101,9 +122,10 @@ def _orientations(images: jax.Array) -> jax.Array:
     return jnp.hypot(dy, dx)[..., None] * jnp.maximum(1 - apart, 0)
 
 
-@jax.jit
-def _fisher(greys: jax.Array, v: Vocabulary) -> jax.Array:
-    sift, place = local_vectors(greys)
+@functools.partial(jax.jit, static_argnames="cells")
+def _fisher(greys: jax.Array, cells: tuple[int, ...], v: Vocabulary) -> jax.Array:
+    """Improved Fisher vectors [B, 2 K D]."""
+    sift, place = local_vectors(greys, cells)
     reduced = (sift - v.centre) @ v.axes.T
     place = jnp.broadcast_to(place, (*sift.shape[:2], 2))
     x = jnp.concatenate([reduced, place], axis=-1)  # [B, N, D]
@@ -128,12 +150,14 @@ def _fisher(greys: jax.Array, v: Vocabulary) -> jax.Array:
     return found / jnp.linalg.norm(found, axis=1, keepdims=True)
 
 
-def fisher_vectors(greys: np.ndarray, v: Vocabulary, batch: int = 64) -> np.ndarray:
+def fisher_vectors(
+    greys: np.ndarray, grid: Grid, v: Vocabulary, batch: int = 64
+) -> np.ndarray:
     """Mean of the vectors of each image and of its mirror image, float16 [B, 2 K D]."""
     parts = []
     for start in range(0, len(greys), batch):
         part = greys[start : start + batch]
-        both = [_fisher(x, v) for x in (part, part[:, :, ::-1])]
+        both = [_fisher(x, grid.cells, v) for x in (part, part[:, :, ::-1])]
         # Elements are near 1e-3: float16 keeps them only if they are made larger.
         parts.append(np.asarray(32 * (both[0] + both[1]), np.float16))
     return np.concatenate(parts)
