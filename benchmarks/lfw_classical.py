@@ -6,11 +6,10 @@ The descriptors of `lfw_descriptors.py` and the Fisher vectors of `lfw_fisher.py
 averaged with the mirror image's; of each the whitened principal axes of the training
 images, scaled to unit length, and a Joint Bayesian model of them. The same people are
 trained on, held out and tested as configs/lfw.py:fold=K does (people with one image
-too, in the PCA and in the model).
-Dimensions, EM steps, whitening and the list of descriptors were chosen on fold 8.
-Writes <out>/<descriptor>_foldK.npz (scores of the held-out and of the tested pairs),
-which benchmarks/lfw_study.py sums and tabulates. scikit-image and scikit-learn are
-needed here and nowhere in the package.
+too, in the PCA and in the model). Dimensions, EM steps, whitening and the list of
+descriptors were chosen on fold 8. Writes <out>/<descriptor>_foldK.npz (scores of the
+held-out and of the tested pairs), which benchmarks/lfw_study.py sums and tabulates.
+scikit-image and scikit-learn are needed here and nowhere in the package.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from pathlib import Path
 import joint_bayesian
 import lfw_fisher
 import numpy as np
-from lfw_descriptors import DESCRIPTORS, NAMES, SIDE, grey_of, mirrored_mean
+from lfw_descriptors import DESCRIPTORS, SIDE, grey_of, mirrored_mean
 from sklearn.decomposition import KernelPCA
 
 from hyperface_jax.data import splits
@@ -29,6 +28,7 @@ from hyperface_jax.data.decode import decode_image
 from hyperface_jax.data.pairs import Pairs
 
 FOLDS = range(1, 9)
+NAMES = (*DESCRIPTORS, *lfw_fisher.GRIDS)
 
 
 def split(lfw: str, pairs: str, fold: int):

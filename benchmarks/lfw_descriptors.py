@@ -101,9 +101,6 @@ DESCRIPTORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     f.__name__: f for f in (lbp, lpq, hog, gabor, colour_lbp, pixels)
 }
 
-NAMES = (*DESCRIPTORS, "fisher", "fisher_large")
-"""All; the last two have a vocabulary that is fitted (`lfw_fisher.py`)."""
-
 
 def mirrored_mean(name: str, image: np.ndarray) -> np.ndarray:
     """Mean of the descriptors of an image and of its mirror image, float16 [F]."""

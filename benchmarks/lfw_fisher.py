@@ -153,11 +153,14 @@ def _fisher(greys: jax.Array, cells: tuple[int, ...], v: Vocabulary) -> jax.Arra
 def fisher_vectors(
     greys: np.ndarray, grid: Grid, v: Vocabulary, batch: int = 64
 ) -> np.ndarray:
-    """Mean of the vectors of each image and of its mirror image, float16 [B, 2 K D]."""
+    """Those of each image and of its mirror image, added: float16 [B, 2 K D].
+
+    Times 32: elements are near 1e-3, where float16 has few digits; lengths are of no
+    account to `lfw_classical.project`.
+    """
     parts = []
     for start in range(0, len(greys), batch):
         part = greys[start : start + batch]
         both = [_fisher(x, grid.cells, v) for x in (part, part[:, :, ::-1])]
-        # Elements are near 1e-3: float16 keeps them only if they are made larger.
         parts.append(np.asarray(32 * (both[0] + both[1]), np.float16))
     return np.concatenate(parts)

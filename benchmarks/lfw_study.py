@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from lfw_descriptors import NAMES
+from lfw_classical import NAMES
 
 from hyperface_jax.evaluation import roc, verification
 from hyperface_jax.evaluation.embedded import Options

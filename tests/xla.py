@@ -11,6 +11,12 @@ OPTIMIZED = "HYPERFACE_TESTS_OPTIMIZED" in os.environ
 ELEMENTAL = "--xla_cpu_use_fusion_emitters=false"
 """XLA's older generator of fusions: LLVM takes half the time for what it writes."""
 
+AS_USERS = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+}
+"""`compiler_options` of a test whose tolerance is float32's own rounding."""
+
 
 def environment(devices: int) -> dict[str, str]:
     """Variables of a process with so many CPU devices, set before it imports jax."""
