@@ -9,6 +9,7 @@ from hyperface_jax import config as config_lib
 
 TUNED_ON, TESTED_ON = 8, (1, 2, 3, 4, 5, 6, 7)
 FACTORS = (2.3, 1.2, 0.7)  # of the smallest scale that can separate the classes
+AREA, LOW_FAR = "auc", "tar@far=1e-3"  # measures to choose a setting by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +104,14 @@ def config_of(run: Run, lfw: str, pairs: str):
     return c.lock()
 
 
-def auc_of(out: Path, run: Run) -> float:
+def value_of(out: Path, run: Run, measure: str = AREA) -> float:
     """Of a finished run; a diverged one is below all others."""
-    return json.loads((out / f"{run.key}.json").read_text())["measures"].get("auc", 0)
+    facts = json.loads((out / f"{run.key}.json").read_text())
+    return facts["measures"].get(measure, 0)
 
 
-def best_of(out: Path, loss: Loss) -> Run | None:
-    """The setting that `tune` found, or None where it has not finished."""
+def best_of(out: Path, loss: Loss, measure: str = AREA) -> Run | None:
+    """The best of what `tune` tried, or None where it has not finished."""
     candidates = [
         r
         for r in list(margin_runs(loss)) + list(factor_runs(out, loss))
@@ -118,7 +120,7 @@ def best_of(out: Path, loss: Loss) -> Run | None:
     wanted = len(loss.margins) + (len(FACTORS) - 1) * loss.scaled
     if len(candidates) < wanted:
         return None
-    return max(candidates, key=lambda r: auc_of(out, r))
+    return max(candidates, key=lambda r: value_of(out, r, measure))
 
 
 def margin_runs(loss: Loss) -> Iterator[Run]:
@@ -129,7 +131,7 @@ def factor_runs(out: Path, loss: Loss) -> Iterator[Run]:
     """The other scales, with the best margin."""
     runs = list(margin_runs(loss))
     if loss.scaled and all((out / f"{r.key}.json").exists() for r in runs):
-        best = max(runs, key=lambda r: auc_of(out, r))
+        best = max(runs, key=lambda r: value_of(out, r))
         for factor in FACTORS[1:]:
             yield dataclasses.replace(best, factor=factor)
 
@@ -147,11 +149,11 @@ def ablations(out: Path) -> Iterator[Run]:
                 yield dataclasses.replace(best, strength=strength)
 
 
-def tests(out: Path, folds: tuple[int, ...]) -> Iterator[Run]:
+def tests(out: Path, folds: tuple[int, ...], measure: str) -> Iterator[Run]:
     """Fold by fold, so that finished folds hold all losses."""
     for fold in folds:
         for loss in LOSSES:
-            best = best_of(out, loss)
+            best = best_of(out, loss, measure)
             if best is not None:
                 yield dataclasses.replace(best, fold=fold)
 
