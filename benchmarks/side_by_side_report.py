@@ -20,9 +20,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+import lfw_classical
 import lfw_study
 import numpy as np
-from lfw_descriptors import DESCRIPTORS
 from side_by_side_runs import (
     AREA,
     LOSSES,
@@ -198,7 +198,7 @@ def sum_rows(out: Path, runs, folds: list[int], lfw: Path | None) -> list[str]:
         }
         systems = {"all losses, summed": networks}
         descriptors = lfw_study.descriptor_scores(lfw, k) if lfw is not None else {}
-        if len(descriptors) == len(DESCRIPTORS):
+        if len(descriptors) == len(lfw_classical.NAMES):
             of_all = list(descriptors.values())
             systems["all descriptors, summed"] = lfw_study.summed(of_all)
             both = lfw_study.summed([networks, *of_all])

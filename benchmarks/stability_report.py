@@ -22,6 +22,12 @@ NAMES = {
     "sphereface_2017": "SphereFace 2017 annealed",
 }
 NORMS = {"hfn": "HFN", "nfn": "NFN", "sfn": "SFN"}
+CURVES = {
+    "accuracy": "training accuracy",
+    "loss": "loss",
+    "grad_norm_backbone": "|gradient of the backbone|",
+    "grad_norm_prototypes": "|gradient of the prototypes|",
+}
 GREY = "#8a8f98"
 
 
@@ -30,6 +36,7 @@ class Study:
 
     def __init__(self, path: Path):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows.sort(key=lambda row: row["seed"])
         base = [r for r in rows if r["loss"] == "normface" and r["norm"] == "hfn"]
         self.baseline = {r["seed"]: r for r in base}
         self.rows = [r for r in rows if r not in base]
@@ -149,7 +156,8 @@ def gradient_table(study: Study) -> list[str]:
 def failure_table(study: Study) -> list[str]:
     """What fails, how far it came, and what is to be seen of it."""
     lines = [
-        "| failed | m: last step level with half of NormFace, of each seed | seen |",
+        "| failed | m: last step level with half of NormFace, seed by seed "
+        "(✓: succeeds) | seen |",
         "|---|---|---|",
     ]
     for norm in NORMS:
@@ -160,8 +168,11 @@ def failure_table(study: Study) -> list[str]:
                 failed = [r for r in runs if not study.succeeds(r)]
                 seen += map(study.why, failed)
                 if failed:
-                    steps = ", ".join(str(study.last_level_step(r)) for r in failed)
-                    where.append(f"{m:g}: {steps}")
+                    steps = [
+                        "✓" if study.succeeds(r) else study.last_level_step(r)
+                        for r in runs
+                    ]
+                    where.append(f"{m:g}: {', '.join(map(str, steps))}")
             if where:
                 reasons = "; ".join(dict.fromkeys(seen))
                 cells = f"{line}, {NORMS[norm]} | {'; '.join(where)} | {reasons}"
@@ -208,12 +219,12 @@ def draw_success(study: Study, path: Path) -> None:
 
 
 def draw_curves(study: Study, path: Path, m: float) -> None:
-    """Accuracy and gradient norm of the backbone over time, at one margin."""
+    """`CURVES` over time, at one margin."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        *(2, len(study.norms)),
-        figsize=(3.4 + 3 * len(study.norms), 5.6),
+        *(len(CURVES), len(study.norms)),
+        figsize=(3.4 + 3 * len(study.norms), 2.6 * len(CURVES)),
         sharex=True,
         sharey="row",
         squeeze=False,
@@ -227,22 +238,19 @@ def draw_curves(study: Study, path: Path, m: float) -> None:
             family = list(NAMES.values()).index(line.rsplit(", ", 1)[0])
             colour = plt.get_cmap("tab10")(family)
             style = "-" if ", detached" in line else ":"
-            for axis, name in zip(
-                axes[:, column], ("accuracy", "grad_norm_backbone"), strict=True
-            ):
+            for axis, name in zip(axes[:, column], CURVES, strict=True):
                 curve = np.mean([_resampled(r["curves"][name]) for r in runs], axis=0)
                 steps = np.linspace(0, study.budget["steps"], len(curve))
                 axis.plot(steps, curve, style, color=colour, label=line, lw=1.4)
-        for axis, name in zip(
-            axes[:, column], ("accuracy", "grad_norm_backbone"), strict=True
-        ):
+        for axis, name in zip(axes[:, column], CURVES, strict=True):
             base = [_resampled(r["curves"][name]) for r in study.baseline.values()]
             steps = np.linspace(0, study.budget["steps"], len(base[0]))
             axis.plot(steps, np.mean(base, axis=0), color=GREY, label="NormFace")
         axes[0, column].set_title(f"{NORMS[norm]}, m = {m:g}")
-        axes[1, column].set(xlabel="step", yscale="log")
-    axes[0, 0].set_ylabel("training accuracy")
-    axes[1, 0].set_ylabel("|gradient of the backbone|")
+        axes[-1, column].set_xlabel("step")
+    for row, (name, words) in zip(axes, CURVES.items(), strict=True):
+        row[0].set_ylabel(words)
+        row[0].set_yscale("linear" if name == "accuracy" else "log")
     handles = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -269,7 +277,8 @@ def report(study: Study) -> str:
         f"{b['backbone']}, width {b['width']}, {b['image_size']} pixels, "
         f"{study.classes} people, {b['steps']} steps of {b['batch_size']} images, "
         f"learning rate {b['learning_rate']}. NormFace's training accuracy: {base}. A "
-        "cell: runs that succeed of all (mean training accuracy); † s is at its cap.",
+        "cell: runs that succeed of all (mean training accuracy); † s is at its cap. "
+        '"all" takes the cells of a row as one sample: of this choice of m.',
     ]
     for norm in NORMS:
         lines += ["", *success_table(study, norm)]

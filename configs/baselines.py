@@ -11,39 +11,60 @@ With a recipe of another code base, name your data with --config.data.path.
 
 from hyperface_jax.config import default_config, laptop_recipe, loss_names, parse_arg
 
+# Under config/ of OpenSphere, branch OpenSphere_v0; it has none for other losses.
+OPENSPHERE = {
+    "sphereface": "train/vggface2_sfnet20_sphereface.yml",
+    "sphereface_plus": "train/vggface2_sfnet20_spherefaceplus.yml",
+    "ga_softmax": "train/vggface2_sfnet20_gasoftmax.yml",
+    "sphereface2_c": "train/vggface2_sfnet20_sphereface2.yml",
+    "sphereface2_a": "papers/SphereFace2/appendix/vggface2_sfnet20_sphereface2A.yml",
+    "sphereface2_m": "papers/SphereFace2/appendix/vggface2_sfnet20_sphereface2M.yml",
+    "normface": "papers/SphereFace2/sec31/vggface2_sfnet20_cocoloss.yml",
+    "cosface": "papers/SphereFace2/sec31/vggface2_sfnet20_cosface.yml",
+    "arcface": "papers/SphereFace2/sec31/vggface2_sfnet20_arcface.yml",
+}
+DATA = {"opensphere": ("auto", "ms1m"), "insightface": ("auto", "casia"),
+        "adaface": ("auto", "casia"), "laptop": ("auto",)}  # fmt: skip
+
 
 def get_config(arg: str | None = None):
     """A baseline.
 
     Recipes (from the code bases' own configs and defaults): "opensphere": VGGFace2,
-    SFNet-20, lr .1, steps 40/60/70 k, s 30, decay 5e-4 on everything. "insightface":
-    MS1MV3, IResNet-50, linear decay to 0 over 20 epochs, s 64, batch 1024, prototypes
-    normalised in the graph, gradient clipped at 5 on the backbone. "adaface": MS1MV2,
-    IR-100, 26 epochs, /10 at 12, 20, 24, no decay on BatchNorm. With data=casia
-    the last two take as many epochs of CASIA-WebFace, which is ours, not published.
+    SFNet-20, lr .1, steps 40/60/70 k (SphereFace2-C: 50/78/94/100 k), s 30, decay 5e-4
+    on everything; with data=ms1m MS1MV2, IResNet-100, 150/270/320/360 k, SphereFace at
+    s 32, m 1.7. "insightface": MS1MV3, IResNet-50, linear decay to 0 over 20 epochs,
+    s 64, batch 1024, prototypes normalised in the graph, gradient clipped at 5 on the
+    backbone. "adaface": MS1MV2, IR-100, 26 epochs, /10 at 12, 20, 24, no decay on
+    BatchNorm. BatchNorm sees as many images as one of their GPUs. With data=casia the
+    last two take as many epochs of CASIA-WebFace, which is ours, not published.
 
     Args:
-      arg: "loss=...,recipe=laptop|opensphere|insightface|adaface,data=auto|casia".
+      arg: "loss=...,recipe=laptop|opensphere|insightface|adaface,
+        data=auto|casia|ms1m".
     """
     values = parse_arg(
         arg,
         loss=("normface", *(name for name in loss_names() if name != "normface")),
         recipe=("laptop", "opensphere", "insightface", "adaface"),
-        data=("auto", "casia"),
+        data=("auto", "casia", "ms1m"),
     )
+    if values["data"] not in DATA[values["recipe"]]:
+        raise ValueError(
+            f"data={values['data']} with recipe={values['recipe']}, expected "
+            f"data={' or '.join(DATA[values['recipe']])} (configs/sfr.py has "
+            "SphereFace-R's)"
+        )
     config = default_config()
     config.head.loss = values["loss"]
     config.head.margin = -1.0  # the loss's own default
     {"laptop": laptop_recipe, "opensphere": _opensphere, "insightface": _insightface,
      "adaface": _adaface}[values["recipe"]](config)  # fmt: skip
     if values["data"] == "casia":
-        if values["recipe"] not in ("insightface", "adaface"):
-            raise ValueError(
-                f"data=casia with recipe={values['recipe']}, expected "
-                "recipe=insightface or adaface (configs/sfr.py has SphereFace-R's)"
-            )
         config.data.name, config.data.config = "casia_webface", "default"
         config.source = ""
+    if values["data"] == "ms1m":
+        _opensphere_ms1m(config)
     if values["loss"] == "ga_softmax":
         config.optimizer.backbone.clip_norm = 5.0  # its official config clips
         config.optimizer.prototypes.clip_norm = 5.0
@@ -71,11 +92,28 @@ def _faces_112(config, name):
 
 def _opensphere(config):
     _faces_112(config, ("vggface2", "default"))
-    config.source = "OpenSphere, config/train/vggface2_sfnet20_*.yml"
+    yml = OPENSPHERE.get(config.head.loss)
+    config.source = f"OpenSphere, config/{yml}" if yml else ""
     config.backbone.name = "sfnet20_deprecated"
     config.head.scale = "30"
     config.train.steps = 70_000
     config.learning_rate.milestones = (40_000, 60_000)
+    if config.head.loss == "sphereface2_c":  # its first release had 40/60/70 k, too
+        config.train.steps = 100_000
+        config.learning_rate.milestones = (50_000, 78_000, 94_000)
+
+
+def _opensphere_ms1m(config):
+    config.data.name, config.data.config = "ms1m", "v2"
+    config.source = ""
+    config.backbone.name = "iresnet100"
+    config.backbone.batch_norm_group = 128  # of 4 GPUs
+    config.train.steps = 360_000
+    config.learning_rate.milestones = (150_000, 270_000, 320_000)
+    config.eval.every_steps = 5000
+    if config.head.loss == "sphereface":
+        config.source = "OpenSphere, config/train/ms1m_iresnet100_sphereface.yml"
+        config.head.scale, config.head.margin = "32", 1.7
 
 
 def _insightface(config):
@@ -83,6 +121,7 @@ def _insightface(config):
     config.source = "InsightFace, recognition/arcface_torch/configs/ms1mv3_r50.py"
     config.backbone.name = "iresnet50"
     config.backbone.dtype = "bfloat16"  # theirs: float16
+    config.backbone.batch_norm_group = 128  # of 8 GPUs
     config.head.scale = "64"
     config.head.prototype_norm = "differentiate"
     config.head.prototype_init = "normal"
@@ -97,10 +136,12 @@ def _adaface(config):
     config.source = "AdaFace, scripts/run_ir101_ms1mv2.sh"
     config.backbone.name = "ir100"
     config.backbone.dropout = 0.4
+    config.backbone.dtype = "bfloat16"  # theirs: float16
+    config.backbone.batch_norm_group = 256  # of 2 GPUs
     config.head.scale = "64"
     config.head.prototype_norm = "differentiate"
     config.head.prototype_init = "unit"
-    config.optimizer.backbone.decay_mask = "matrices"
+    config.optimizer.backbone.decay_mask = "no_norm"
     config.augment.crop = 0.2
     config.augment.low_resolution = 0.2
     config.augment.photometric = 0.2

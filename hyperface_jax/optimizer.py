@@ -15,7 +15,7 @@ import optax
 from hyperface_jax import geometry, low_precision
 
 OPTIMIZERS = ("sgd", "adamw")
-DECAY_MASKS = ("all", "matrices")
+DECAY_MASKS = ("all", "no_norm", "matrices")
 MOMENTUM_DTYPES = ("float32", "bfloat16")
 
 
@@ -26,8 +26,9 @@ class PartSettings:
     Attributes:
       learning_rate_factor: multiplies the schedule.
       weight_decay: L2 coefficient (sgd: added to the gradient; adamw: decoupled).
-      decay_mask: "all" parameters as the official code does, or "matrices": arrays
-        of two or more dimensions only (no BatchNorm, bias or PReLU slope).
+      decay_mask: "all" parameters as the official code does; "no_norm": all but scales
+        and shifts of BatchNorm and LayerNorm, as AdaFace's code does; "matrices":
+        arrays of two or more dimensions only (no bias or PReLU slope either).
       clip_norm: largest global norm of this part's gradient; 0 is off.
       momentum_dtype: "float32", or "bfloat16" with stochastic rounding (sgd only):
         half of the memory of the momentum.
@@ -121,11 +122,23 @@ def _decay_mask(name: str, frozen: Sequence[tuple[str, ...]]):
     if name not in DECAY_MASKS:
         raise ValueError(f"decay_mask is {name!r}, expected one of {DECAY_MASKS}")
 
-    def decayed(path, parameter) -> bool:
-        keys = tuple(entry.key for entry in path)[1:]  # without "backbone"
-        return keys not in frozen and (name == "all" or parameter.ndim >= 2)
+    def mask(params):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        # No other layer's parameters are called "scale".
+        norms = {path[:-1] for path in paths if path[-1].key == "scale"}
 
-    return lambda params: jax.tree_util.tree_map_with_path(decayed, params)
+        def decayed(path, parameter) -> bool:
+            keys = tuple(entry.key for entry in path)[1:]  # without "backbone"
+            wanted = {
+                "all": True,
+                "no_norm": path[:-1] not in norms,
+                "matrices": parameter.ndim >= 2,
+            }
+            return keys not in frozen and wanted[name]
+
+        return jax.tree_util.tree_map_with_path(decayed, params)
+
+    return mask
 
 
 def update(

@@ -131,18 +131,26 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of this package's own repository, or "" where it comes from none."""
+    """Of this package's own repository, or "" where it comes from none.
+
+    With "-dirty" where a tracked file differs from it.
+    """
     root = Path(__file__).resolve().parent.parent
-    command = ["git", "rev-parse", "--show-toplevel", "--short", "HEAD"]
-    try:
+
+    def git(*words: str) -> str:
         found = subprocess.run(
-            command, capture_output=True, text=True, cwd=root, timeout=10
+            ["git", *words], capture_output=True, text=True, cwd=root, timeout=10
         )
+        return found.stdout.strip()
+
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        # Installed below somebody's repository, it is theirs.
+        if not top or Path(top).resolve() != root:
+            return ""
+        return git("describe", "--always", "--dirty", "--exclude=*")
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    top, _, name = found.stdout.strip().partition("\n")
-    # Installed below somebody's repository, it is theirs.
-    return name if top and Path(top).resolve() == root else ""
 
 
 def versions() -> dict[str, str]:

@@ -97,7 +97,7 @@ def test_milestones_in_epochs():
     assert c.learning_rate.milestones == (12_000, 20_000, 24_000)
     again = config_lib.resolve(c, num_classes=10_572, num_examples=512 * 1000)
     assert again.to_dict() == c.to_dict()
-    with pytest.raises(ValueError, match="expected recipe=insightface"):
+    with pytest.raises(ValueError, match=r"data=casia .*, expected data=auto or ms1m"):
         load_file("baselines").get_config("recipe=opensphere,data=casia")
     with pytest.raises(ValueError, match=r"milestones is \(5,\) and milestone_epochs"):
         config_lib.validate(
@@ -120,6 +120,41 @@ def test_the_published_recipe():
     assert (c.learning_rate.peak, c.optimizer.momentum) == (0.1, 0.9)
     assert c.optimizer.backbone.weight_decay == 5e-4
     assert c.optimizer.prototypes.weight_decay == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("loss", "milestones", "steps", "head"),
+    [
+        ("sphereface", (40_000, 60_000), 70_000, (30, 1.5)),
+        ("cosface", (40_000, 60_000), 70_000, (30, 0.35)),
+        ("arcface", (40_000, 60_000), 70_000, (30, 0.5)),
+        ("sphereface2_a", (40_000, 60_000), 70_000, (40, 0.5)),
+        ("sphereface2_m", (40_000, 60_000), 70_000, (40, 1.7)),
+        ("sphereface2_c", (50_000, 78_000, 94_000), 100_000, (40, 0.4)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:head.scale is")
+def test_opensphere_has_a_schedule_for_each_loss(loss, milestones, steps, head):
+    c = load_file("baselines").get_config(f"loss={loss},recipe=opensphere")
+    c = resolved(c, 8631, 3_086_894)
+    assert (c.head.scale, c.head.margin) == head
+    assert (c.learning_rate.milestones, c.train.steps) == (milestones, steps)
+    assert (c.train.batch_size, c.optimizer.backbone.decay_mask) == (512, "all")
+
+
+@pytest.mark.filterwarnings("ignore:head.scale is")
+def test_recipes_of_the_peers_on_ms1m():
+    get = load_file("baselines").get_config
+    c = resolved(get("loss=sphereface,recipe=opensphere,data=ms1m"), 85_742, 5_822_653)
+    assert (c.backbone.name, c.head.scale, c.head.margin) == ("iresnet100", 32, 1.7)
+    assert c.learning_rate.milestones == (150_000, 270_000, 320_000)
+    assert (c.train.steps, c.backbone.batch_norm_group) == (360_000, 128)
+    c = resolved(get("loss=arcface_wrap,recipe=insightface"), 93_431, 5_179_510)
+    assert (c.train.batch_size, c.backbone.batch_norm_group) == (1024, 128)
+    c = resolved(get("loss=adaface,recipe=adaface"), 85_742, 5_822_653)
+    assert (c.train.batch_size, c.backbone.batch_norm_group) == (512, 256)
+    assert c.backbone.dtype == "bfloat16"
+    assert c.optimizer.backbone.decay_mask == "no_norm"
 
 
 def test_stairs_of_the_unpublished_recipes():

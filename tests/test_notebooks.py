@@ -28,7 +28,7 @@ def test_runs_from_top_to_bottom(path):
         resources={"metadata": {"path": str(FOLDER)}},
     )
     files = sorted(FOLDER.rglob("*"))
-    small = {"HYPERFACE_NOTEBOOK_STEPS": "24", "HYPERFACE_RUN": "none"}
+    small = {"HYPERFACE_NOTEBOOK_STEPS": "12", "HYPERFACE_RUN": "none"}
     client.execute(env=env | small)
     assert sorted(FOLDER.rglob("*")) == files
 

@@ -7,6 +7,7 @@ import pytest
 import reference
 
 from hyperface_jax import geometry, optimizer
+from hyperface_jax.backbones import create_backbone
 
 pytestmark = pytest.mark.core
 
@@ -107,6 +108,26 @@ def test_decay_masks_and_frozen_parameters(rng):
     got = run(params, [zeros(params)], backbone=part, frozen=(("f",),))
     assert (got["backbone"]["b"] != params["backbone"]["b"]).all()
     np.testing.assert_array_equal(got["backbone"]["f"], params["backbone"]["f"])
+
+
+def test_no_norm_spares_batch_norm_alone():
+    backbone = create_backbone("ir18", width=4, embedding_dim=8)
+    weights, batch_stats = backbone.init(jax.random.key(0), 32)
+    # BatchNorm's new bias is 0, which decay would leave as it is.
+    params = {"backbone": jax.tree.map(lambda w: w + 1, weights)}
+    params["prototypes"] = jnp.ones((2, 8))
+    part = optimizer.PartSettings(weight_decay=0.5, decay_mask="no_norm")
+    got = run(params, [zeros(params)], backbone=part)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), got, params)
+    flat = jax.tree_util.tree_leaves_with_path
+    has_statistics = {path[:-1] for path, _ in flat(batch_stats)}
+    decayed = {path: value for path, value in flat(moved["backbone"])}
+    assert decayed == {path: path[:-1] not in has_statistics for path in decayed}
+    assert {path[-1].key for path, value in decayed.items() if value} == {
+        "kernel",
+        "slope",
+        "bias",  # of the linear layer
+    }
 
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)

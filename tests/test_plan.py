@@ -146,6 +146,11 @@ def test_published_recipes_say_where():
     assert source("sfr", "data=ms1m") == ""
     assert "arcface_torch" in source("baselines", "recipe=insightface")
     assert source("baselines", "recipe=insightface,data=casia") == ""
+    assert "sec31" in source("baselines", "loss=cosface,recipe=opensphere")
+    assert source("baselines", "loss=magface,recipe=opensphere") == ""
+    published = "loss=sphereface,recipe=opensphere,data=ms1m"
+    assert "ms1m_iresnet100" in source("baselines", published)
+    assert source("baselines", "loss=arcface,recipe=opensphere,data=ms1m") == ""
 
 
 @pytest.mark.parametrize("name", ["v99:2x2", "h20:8", "h200:", "h200:8x", "h200:0"])

@@ -136,7 +136,7 @@ def default_config() -> Config:
         c.optimizer[part] = section()
         c.optimizer[part].learning_rate_factor = 1.0
         c.optimizer[part].weight_decay = 5e-4
-        c.optimizer[part].decay_mask = "all"  # all (official) | matrices
+        c.optimizer[part].decay_mask = "all"  # all (official) | no_norm | matrices
         c.optimizer[part].clip_norm = 0.0  # of this part; 0: off
         c.optimizer[part].momentum_dtype = "float32"  # sgd: float32 | bfloat16
 
