@@ -8,7 +8,8 @@ chosen by that, on these very folds, which favours it) are
 paired, with two intervals: Student's t over the folds, which also has the luck of each
 training, and a bootstrap over people, which has not: a person drawn twice counts twice
 in genuine pairs, and a pair of two people counts the product. The folds' training sets
-overlap: t has Nadeau and Bengio's correction (Machine Learning 2003). The bootstrap is
+overlap: t has Nadeau and Bengio's correction (Machine Learning 2003). "Higher" and
+"lower" are Holm's words, for all losses of a column together. The bootstrap is
 of those folds whose results say which pairs were decided wrongly. All this is in the
 runs' .json (`--out benchmarks/side_by_side`: those of RESULTS.md); sums need their
 .npz, too, and are left out without. `--lfw` names the folder of `lfw_classical.py`, for
@@ -37,8 +38,8 @@ from side_by_side_runs import (
 )
 from side_by_side_statistics import (
     FoldPairs,
-    difference_cells,
     over_folds,
+    over_people,
     pairs_of_folds,
     with_error,
 )
@@ -139,15 +140,28 @@ def loss_table(
         + f" minus {best}{drawn} |" * bool(told),
         "|---|---:|---:|" + "---:|" * (len(MEASURES) + 1 + bool(told)),
     ]
+    differences = minus(rows, best, "accuracy")
     for name, found in rows.items():
         accuracies = [r["measures"]["accuracy"] for r in found]
         cells = [with_error(accuracies)]
         cells += [f"{mean[name][m]:.4f}" for m in list(MEASURES)[1:]]
-        cells += difference_cells(found, rows[best], folds, told, pairs, draws)
+        cells.append(differences.get(name, ""))
+        if told:
+            cells.append(over_people(found, rows[best], folds, told, pairs, draws))
         scale = "" if name.endswith("NFN") or name == "softmax" else found[0]["scale"]
         margin = f"{found[0]['margin']:g}" if found[0]["margin"] else ""
         lines.append(f"| {name} | {margin} | {scale} | {' | '.join(cells)} |")
     return lines
+
+
+def minus(rows: dict[str, list[dict]], best: str, measure: str) -> dict[str, str]:
+    """{loss: its measure minus that of the best}, over folds."""
+    values = {
+        name: np.array([facts["measures"][measure] for facts in found])
+        for name, found in rows.items()
+    }
+    others = (name for name in rows if name != best)
+    return over_folds({name: values[name] - values[best] for name in others})
 
 
 def low_rate_table(out: Path, runs, folds: list[int], best: str) -> list[str]:
@@ -159,22 +173,10 @@ def low_rate_table(out: Path, runs, folds: list[int], best: str) -> list[str]:
         f"| loss | {' | '.join(MEASURES[m] for m in measures)} |",
         "|---|" + "---:|" * len(measures),
     ]
-    values = {
-        name: [facts_of(out, of[k])["measures"] for k in folds]
-        for name, of in runs.items()
-    }
-    for name, found in values.items():
-        if name == best or len(folds) < 2:
-            continue
-        cells = [
-            over_folds(
-                np.array(
-                    [a[m] - b[m] for a, b in zip(found, values[best], strict=True)]
-                )
-            )
-            for m in measures
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    rows = {name: [facts_of(out, of[k]) for k in folds] for name, of in runs.items()}
+    columns = [minus(rows, best, measure) for measure in measures]
+    for name in columns[0]:
+        lines.append(f"| {name} | {' | '.join(column[name] for column in columns)} |")
     return lines
 
 

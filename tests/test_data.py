@@ -10,9 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import at_most
 
-from hyperface_jax.data import datasets, orders, pairs, pipeline, prepared, splits
+from hyperface_jax.data import (
+    datasets,
+    orders,
+    pairs,
+    pipeline,
+    prepared,
+    splits,
+    synth_faces,
+)
 from hyperface_jax.data.decode import decode_image
 from hyperface_jax.data.face_set import FaceSet
+from hyperface_jax.data.synth import conditions
 
 # --- pairs ----------------------------------------------------------------------------
 
@@ -113,6 +122,17 @@ def test_synth_faces_is_deterministic(synth, tmp_path):
     record = tfds.builder_from_directory(str(folder)).as_data_source("train")[0]
     assert record["conditions"].dtype == np.float32
     assert record["image"].shape == (32, 32, 3)
+
+
+def test_conditions_are_read_from_a_home_folder(tmp_path, monkeypatch):
+    """What notebook 04 asks of a run with the default data directory."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    found = datasets.open_dataset("synth_faces", config="tiny")
+    assert datasets.default_data_dir() == str(tmp_path / "tensorflow_datasets")
+    for folder in (datasets.default_data_dir(), "~/tensorflow_datasets"):
+        truth = synth_faces.read_conditions("tiny", folder, "test")
+        assert truth.shape == (len(found["test"]), len(conditions.CONDITION_NAMES))
 
 
 def as_tar(folder, path):

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 def default_data_dir() -> str:
     """Where TFDS keeps datasets: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    named = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return os.path.expanduser(named)
 
 
 def _synth_faces(config: str, data_dir: str) -> Any:

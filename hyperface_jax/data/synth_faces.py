@@ -163,7 +163,7 @@ def read_conditions(config: str, data_dir: str, split: str) -> np.ndarray:
     """
     builder: Any = SynthFaces(
         config=CONFIGS[config or "laptop"],
-        data_dir=data_dir,
+        data_dir=os.path.expanduser(data_dir),
         file_format="array_record",
     )
     # JPEG stays JPEG: decoding takes longer than all the rest.
