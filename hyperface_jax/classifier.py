@@ -60,6 +60,7 @@ class Head:
       products: precision of the matrix products.
       sample_rate: share of the classes that a step sees; for biases before training.
       chunk: classes at a time, see `streaming.choose_chunk`.
+      dense_bytes: see `streaming.choose_chunk`.
       mesh: see `streaming.evaluate`.
       class_axes: see `streaming.evaluate`.
     """
@@ -82,6 +83,7 @@ class Head:
     products: precision.Products = precision.FLOAT32
     sample_rate: float = 1.0
     chunk: int = 0
+    dense_bytes: int = streaming.DENSE_BYTES
     mesh: Mesh | None = None
     class_axes: tuple[str, ...] = AXES
 
@@ -227,6 +229,7 @@ class Head:
             ids=ids,
             given=given,
             chunk=self.chunk,
+            dense_bytes=self.dense_bytes,
             **self._mesh,
         )
 

@@ -86,15 +86,21 @@ def start(
         f"{processes or ''} hosts at {where}: was the command started on each?"
     )
     with host_watch.Deadline(wait_seconds, " ".join(message.split())):
-        jax.distributed.initialize(
-            coordinator or None,
-            processes or None,
-            process_id if coordinator else None,
-            _local_device_ids(os.environ),
-            # Ours end first, with a line of ours.
-            initialization_timeout=wait_seconds + 60,
-            heartbeat_timeout_seconds=int(silence_seconds) + 70,
-        )
+        try:
+            jax.distributed.initialize(
+                coordinator or None,
+                processes or None,
+                process_id if coordinator else None,
+                _local_device_ids(os.environ),
+                # Ours end first, with a line of ours.
+                initialization_timeout=wait_seconds + 60,
+                heartbeat_timeout_seconds=int(silence_seconds) + 70,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{str(error).rstrip('.')} (the environment does not say it all: give "
+                "--coordinator, --processes and --process_id)"
+            ) from None
         # jax would only note it down; here the last checkpoint is what is left.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if jax.process_count() > 1:

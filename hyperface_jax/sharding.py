@@ -107,7 +107,7 @@ def jit_on_mesh(
     """
     abstract = jax.eval_shape(init)
     rows = abstract.params["prototypes"].shape[0]
-    check_divisible("number of padded classes", rows, mesh)
+    check_divisible("number of padded classes (head.class_multiple)", rows, mesh)
     shardings = state_shardings(mesh, abstract, class_axes)
     return (
         jax.jit(init, out_shardings=shardings),

@@ -33,13 +33,26 @@ CHUNK_ELEMENTS = 1 << 22
 """B x chunk of an automatic chunk: 16 MiB a float32 matrix, four or five at a time."""
 
 DENSE_BYTES = 2 << 30
-"""The whole matrix is kept where its (about six) copies need no more than this."""
+"""The whole matrix is kept where its (about six) copies need no more than this.
+
+A default for any device; `experiment` allows an eighth of the device's memory.
+"""
 
 DENSE_COPIES = 6
 """Of the matrix of logits, at the worst moment of the backward pass."""
 
 
-def choose_chunk(batch: int, rows: int, chunk: int = 0, centres: int = 1) -> int:
+THIN = 16
+"""An automatic chunk may be so many times smaller than wanted, not more."""
+
+
+def choose_chunk(
+    batch: int,
+    rows: int,
+    chunk: int = 0,
+    centres: int = 1,
+    dense_bytes: int = DENSE_BYTES,
+) -> int:
     """Classes at a time on one device: a divisor of `rows`, or `rows` itself (dense).
 
     Args:
@@ -47,17 +60,31 @@ def choose_chunk(batch: int, rows: int, chunk: int = 0, centres: int = 1) -> int
       rows: classes of one device, padding included.
       chunk: 0 chooses; else the largest divisor of `rows` up to it is taken.
       centres: class vectors of each class; each has its cosine.
+      dense_bytes: memory that the whole matrix may take where `chunk` is 0.
 
     Raises:
-      ValueError: `chunk` is negative.
+      ValueError: `chunk` is negative, or is to be chosen and `rows` has no divisor
+        near what is wanted.
     """
     if chunk < 0:
         raise ValueError(f"head.chunk is {chunk}, expected 0 (automatic) or more")
     if not chunk:
-        if DENSE_COPIES * 4 * batch * rows * centres <= DENSE_BYTES:
+        if DENSE_COPIES * 4 * batch * rows * centres <= dense_bytes:
             return rows
-        chunk = max(CHUNK_ELEMENTS // (batch * centres), 1)
-    return max(d for d in _divisors(rows) if d <= max(min(chunk, rows), 1))
+        wanted = max(CHUNK_ELEMENTS // (batch * centres), 1)
+        found = _largest_divisor(rows, wanted)
+        if found * THIN < min(wanted, rows):
+            raise ValueError(
+                f"head.class_multiple: {rows} rows of classes on a device divide into "
+                f"chunks of {found} at most, expected about {wanted} (a class_multiple "
+                f"of {wanted} times the number of devices does)"
+            )
+        return found
+    return _largest_divisor(rows, chunk)
+
+
+def _largest_divisor(n: int, limit: int) -> int:
+    return max(d for d in _divisors(n) if d <= max(min(limit, n), 1))
 
 
 def _divisors(n: int) -> set[int]:
@@ -76,6 +103,7 @@ def evaluate(
     ids: Int[Array, " R"] | None = None,
     given: dict[str, Array] | None = None,
     chunk: int = 0,
+    dense_bytes: int = DENSE_BYTES,
     mesh: Mesh | None = None,
     class_axes: tuple[str, ...] = AXES,
 ) -> tuple[Float[Array, " B"], Aux]:
@@ -94,6 +122,7 @@ def evaluate(
         the prototypes are. Or None for 0, 1, 2, ...
       given: [B] arrays, see `class_loss.Examples`; split as the embeddings.
       chunk: see `choose_chunk`; R or more is dense.
+      dense_bytes: see `choose_chunk`.
       mesh: of all devices, or None for one.
       class_axes: axes of the mesh that hold classes, "model" or both.
 
@@ -129,6 +158,7 @@ def evaluate(
             chunk=choose_chunk(
                 *(len(everyones_labels), len(prototypes), chunk),
                 centres=prototypes.shape[1] if prototypes.ndim == 3 else 1,
+                dense_bytes=dense_bytes,
             ),
             axes=axes,
         )

@@ -4,15 +4,16 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import toy
 from test_config import load_file
 
-from hyperface_jax import backbones, optimizer
+from hyperface_jax import backbones, device_memory, optimizer, streaming
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import costs
 from hyperface_jax.planning import gpus, plan, programs, rehearsal
-from hyperface_jax.training import experiment
+from hyperface_jax.training import configured_head, experiment
 
 
 def run_of(tmp_path, **keys):
@@ -125,14 +126,55 @@ def test_sampling_needs_the_gradient_of_its_share_only(tmp_path):
 def test_classes_on_model_alone_cost_an_all_reduce(tmp_path):
     keys = {"backbone__name": "sfnet4", "mesh__classes": "model", "mesh__model": 2}
     text = plan.report(run_of(tmp_path, head__class_multiple=2**16, **keys))
-    assert "all-reduces their gradient, 4.0 MiB a device" in text  # 2^15 x 32 x 4
+    assert "all-reduces their gradient, 4.0 MiB a device\n" in f"{text}\n"
+    # Three vectors of each class, and once for each part of a batch.
+    keys |= {"head__loss": "subcenter_arcface", "train__accumulate": 2}
+    text = plan.report(run_of(tmp_path, head__class_multiple=2**16, **keys))
+    assert "all-reduces their gradient, 12.0 MiB a device 2 times\n" in f"{text}\n"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_classes_cost_is_named(tmp_path):
+    keys = {"backbone__name": "sfnet4", "head__class_multiple": 2**16}
+    # 2^16 rows, 32 numbers, three products of two operations.
+    text = plan.report(run_of(tmp_path, **keys))
+    assert "classes all at once, 0.01 GFLOP an image in a step\n" in text
+    text = plan.report(run_of(tmp_path, head__sample_rate=0.1, **keys))
+    # 16 384 rows a device, 1 638 asked for.
+    drawn = "classes all at once, 1664 drawn on each device (0.102 of all), 0.00 GFLOP"
+    assert drawn in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "gib"), [("NVIDIA H200", 141 * 0.75), ("TPU v5 lite", 16), ("new", 0)]
+)
+def test_memory_of_devices_that_are_not_here(kind, gib):
+    platform = "tpu" if "TPU" in kind else "gpu"
+    device = SimpleNamespace(
+        platform=platform, device_kind=kind, memory_stats=lambda: None
+    )
+    assert device_memory.of(device) == pytest.approx(gib * 2**30, rel=1e-3)
+
+
+def test_a_larger_device_keeps_a_larger_matrix():
+    """1024 images and MS1MV3's classes: 2.2 GiB, in chunks here, whole on an H200."""
+    h200 = SimpleNamespace(
+        platform="gpu", device_kind="NVIDIA H200", memory_stats=lambda: None
+    )
+    mesh = SimpleNamespace(devices=np.array([[h200]]))
+    assert configured_head.dense_bytes(mesh) > 8 * streaming.DENSE_BYTES / 2
+    chosen = [
+        streaming.choose_chunk(1024, 94208, dense_bytes=limit)
+        for limit in (streaming.DENSE_BYTES, configured_head.dense_bytes(mesh))
+    ]
+    assert chosen == [4096, 94208]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_chunk_larger_than_memory_is_refused(tmp_path, monkeypatch):
     run = run_of(tmp_path, head__class_multiple=2**16, head__chunk=2**14)
     plan.check_head(run)
-    monkeypatch.setattr(plan, "device_memory", lambda: 2**20)
+    monkeypatch.setattr(device_memory, "of", lambda device: 2**20)
     with pytest.raises(ValueError, match=r"head.chunk is 16384: logits of 16 examples"):
         plan.check_head(run)
 

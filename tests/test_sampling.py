@@ -256,6 +256,17 @@ def test_a_rate_that_cannot_hold_the_batch(rate, batch, message):
         sampler_of(rate, batch=batch)
 
 
+@pytest.mark.parametrize("devices", [1, 8, 64])
+@pytest.mark.parametrize("classes", [94_208, 360_448, 2_060_288])
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_the_share_that_is_drawn_is_what_was_asked_for(rate, classes, devices):
+    count = sampling.rows_per_device(rate, classes, 64, devices)
+    local = classes // devices
+    assert rate * local - 1 <= count <= 1.0625 * rate * local + 1
+    # Even chunks: at least a sixteenth of a thousand classes at a time.
+    assert streaming.choose_chunk(4096, count, 1024) >= min(64, count // 2)
+
+
 def test_the_interclass_filter_ignores_near_classes():
     """A class nearer than the threshold pulls and pushes nothing; the target does."""
     w = jnp.eye(4)

@@ -234,8 +234,20 @@ def test_dense_is_chosen_where_it_fits():
     assert streaming.choose_chunk(512, 1048576) == 8192
     # A cosine for each of a class's vectors.
     assert streaming.choose_chunk(512, 131072, centres=3) == 2048
+    # More memory, larger matrices.
+    assert streaming.choose_chunk(512, 1048576, dense_bytes=1 << 34) == 1048576
     with pytest.raises(ValueError, match=r"head.chunk is -1, expected 0"):
         streaming.choose_chunk(8, 64, -1)
+
+
+def test_rows_without_a_good_divisor_are_refused():
+    """257 489 is a prime: chunks of one class would take for ever."""
+    with pytest.raises(
+        ValueError, match=r"head.class_multiple: 257489 rows .* of 1 at"
+    ):
+        streaming.choose_chunk(1024, 257489)
+    assert streaming.choose_chunk(1024, 257489, 4096) == 1  # who asks for it gets it
+    assert streaming.choose_chunk(1024, 4096 * 63) == 4096
 
 
 def compiled(rows, *, batch=64, dim=32, chunk=0, model=None, classes="all"):

@@ -119,13 +119,13 @@ def _remove_stale(folder: epath.Path) -> None:
             left.rmtree()
 
 
-def folder_of(name: str, config: str, data_dir: str) -> Path:
-    """Where a prepared dataset is, or is to be."""
-    root = Path(data_dir or default_data_dir()).expanduser()
+def folder_of(name: str, config: str, data_dir: str) -> epath.Path:
+    """Where a prepared dataset is, or is to be; in a bucket, too."""
+    root = epath.Path(data_dir or default_data_dir()).expanduser()
     return root / name / (config or "default") / preparing.VERSION
 
 
-def _prepared_folder(name: str, config: str, data_dir: str) -> Path:
+def _prepared_folder(name: str, config: str, data_dir: str) -> epath.Path:
     folder = folder_of(name, config, data_dir)
     if not folder.exists():
         raise ValueError(

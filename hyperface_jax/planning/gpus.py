@@ -3,6 +3,8 @@
 import re
 from typing import Any, NamedTuple
 
+from hyperface_jax.device_memory import MEMORY
+
 
 class Gpu(NamedTuple):
     """What the compiler asks about a GPU.
@@ -15,7 +17,6 @@ class Gpu(NamedTuple):
       cores: multiprocessors.
       fpus: of a core, for float32.
       clock: GHz.
-      memory: bytes.
       bandwidth: of the memory, bytes a second.
       l2: bytes.
       shared: memory of a core, bytes; `block` of it may be one block's.
@@ -27,28 +28,32 @@ class Gpu(NamedTuple):
     cores: int
     fpus: int
     clock: float
-    memory: int
     bandwidth: float
     l2: int
     shared: int
     block: int
 
+    @property
+    def memory(self) -> int:
+        """Bytes."""
+        return MEMORY[self.title]
+
 
 GPUS = {
     "a100": Gpu(
-        *("NVIDIA A100-SXM4-80GB", 8, 108, 64, 1.41, 85_100_068_864, 2.04e12),
+        *("NVIDIA A100-SXM4-80GB", 8, 108, 64, 1.41, 2.04e12),
         *(41_943_040, 167_936, 166_912),
     ),
     "h100": Gpu(
-        *("NVIDIA H100 80GB HBM3", 9, 132, 128, 1.98, 84_942_979_072, 3.35e12),
+        *("NVIDIA H100 80GB HBM3", 9, 132, 128, 1.98, 3.35e12),
         *(52_428_800, 233_472, 232_448),
     ),
     "h200": Gpu(
-        *("NVIDIA H200", 9, 132, 128, 1.98, 151_397_597_184, 4.8e12),
+        *("NVIDIA H200", 9, 132, 128, 1.98, 4.8e12),
         *(52_428_800, 233_472, 232_448),
     ),
     "b200": Gpu(
-        *("NVIDIA B200", 10, 148, 128, 1.965, 191_514_411_008, 7.67e12),
+        *("NVIDIA B200", 10, 148, 128, 1.965, 7.67e12),
         *(132_644_864, 233_472, 232_448),
     ),
 }

@@ -6,7 +6,6 @@ last word on memory: `rehearsal` asks it, where its compiler is at hand.
 
 import glob
 import math
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from hyperface_jax import class_vectors, sampling, sharding, streaming
+from hyperface_jax import class_vectors, device_memory, sampling, sharding, streaming
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import costs
+from hyperface_jax.training import configured_head
 from hyperface_jax.training.experiment import Experiment
 
 # Of the logits at the worst moment, all or a chunk's: as XLA compiles for a CPU.
@@ -35,32 +35,32 @@ def class_devices(run: Experiment) -> int:
 
 def head_shape(run: Experiment) -> tuple[int, int, int]:
     """Rows of classes, examples and classes at a time of one device's head."""
-    c, devices = run.config, class_devices(run)
+    c, holders = run.config, class_devices(run)
     rows = class_vectors.padded_classes(
         run.train_set.num_classes, c.head.class_multiple
     )
-    local = rows // devices
+    local = rows // holders
     if c.head.sample_rate < 1:
         local = sampling.rows_per_device(
-            c.head.sample_rate, rows, c.train.batch_size, devices
+            c.head.sample_rate, rows, c.train.batch_size, holders
         )
-    gathered = c.train.batch_size // c.train.accumulate * devices // run.mesh.size
-    return (
-        local,
-        gathered,
-        streaming.choose_chunk(gathered, local, c.head.chunk, _centres(run)),
+    gathered = c.train.batch_size // c.train.accumulate * holders // run.mesh.size
+    chunk = streaming.choose_chunk(
+        *(gathered, local, c.head.chunk, _centres(run)),
+        dense_bytes=configured_head.dense_bytes(run.mesh),
     )
+    return local, gathered, chunk
 
 
 def memory(run: Experiment, counts: costs.BackboneCounts) -> dict[str, int]:
     """Bytes on each device, by part."""
-    c, mesh, devices = run.config, run.mesh, class_devices(run)
+    c, mesh, holders = run.config, run.mesh, class_devices(run)
     state = jax.eval_shape(run.create_state)
 
     def on_device(tree) -> int:
         return sum(
             costs.nbytes(leaf)
-            // (devices if sharding.is_class_array(path, leaf) else 1)
+            // (holders if sharding.is_class_array(path, leaf) else 1)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         )
 
@@ -97,22 +97,13 @@ def _centres(run: Experiment) -> int:
 def check_head(run: Experiment) -> None:
     """Raises unless a device can hold the logits that are computed at once."""
     _, gathered, chunk = head_shape(run)
-    needed, limit = logits_bytes(run), device_memory()
+    needed, limit = logits_bytes(run), device_memory.of(jax.local_devices()[0])
     if needed > limit:
         raise ValueError(
             f"head.chunk is {run.config.head.chunk}: logits of {gathered} examples and "
             f"{chunk} classes need {needed / 2**30:.1f} GiB, expected at most the "
             f"{limit / 2**30:.1f} GiB of a device; 0 chooses a chunk that fits"
         )
-
-
-def device_memory() -> int:
-    """Bytes of one device; of a CPU the machine's, shared among its devices."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return whole // jax.local_device_count()
 
 
 def decoding_rate(run: Experiment, images: int = 256) -> float:
@@ -125,10 +116,10 @@ def decoding_rate(run: Experiment, images: int = 256) -> float:
     return len(order) / (time.perf_counter() - started)
 
 
-def describe_devices(devices: Sequence[Any]) -> str:
+def describe_devices(found: Sequence[Any]) -> str:
     """Number and kind of the devices, and a hint where jax overlooks a GPU."""
-    text = f"{len(devices)} x {devices[0].device_kind}"
-    if devices[0].platform == "cpu" and glob.glob("/dev/nvidia[0-9]*"):
+    text = f"{len(found)} x {found[0].device_kind}"
+    if found[0].platform == "cpu" and glob.glob("/dev/nvidia[0-9]*"):
         text += " (CPU only: a GPU is present, but jax has no CUDA plugin; pip install"
         text += " -e '.[cuda]')"
     return text
@@ -142,7 +133,7 @@ def report(run: Experiment) -> str:
     parts = memory(run, counts)
     total = sum(parts.values())
     classes = run.train_set.num_classes
-    local, _, chunk = head_shape(run)
+    local, _, _ = head_shape(run)
     epochs = c.train.steps * c.train.batch_size / len(run.train_set)
     shape = "x".join(str(mesh.shape[axis]) for axis in sharding.AXES)
     decoded = decoding_rate(run)
@@ -157,8 +148,7 @@ def report(run: Experiment) -> str:
         f"{counts.flops / 2e9:.3f} G multiplications an image forward, "
         f"{3 * counts.flops / 1e9:.2f} GFLOP an image in a step",
         f"loss         {c.head.loss}, {c.head.norm}, m = {c.head.margin:g}, "
-        f"s = {c.head.scale}; classes "
-        + ("all at once" if chunk == local else f"in chunks of {chunk}"),
+        f"s = {c.head.scale}; {_of_classes(run)}",
         f"training     {c.train.steps} steps of {c.train.batch_size} images, "
         f"{epochs:.1f} epochs",
         "recipe       "
@@ -174,16 +164,38 @@ def report(run: Experiment) -> str:
     for name, size in {**parts, "together": total}.items():
         lines.append(f"  {name:<30} {size / 2**30:9.3f} GiB")
     if _of_this_machine(mesh):
-        limit = device_memory()
+        limit = device_memory.of(jax.local_devices()[0])
         lines.append(f"  {'the device has':<30} {limit / 2**30:9.3f} GiB")
         lines.append(verdict(total, limit))
     if class_devices(run) < mesh.size:
-        reduced = 4 * local * c.backbone.embedding_dim
+        reduced = 4 * local * c.backbone.embedding_dim * _centres(run)
+        times = f" {c.train.accumulate} times" if c.train.accumulate > 1 else ""
         lines.append(
             f"classes on {sharding.AXES[1]!r} alone: each step all-reduces their "
-            f"gradient, {reduced / 2**20:.1f} MiB a device"
+            f"gradient, {reduced / 2**20:.1f} MiB a device{times}"
         )
     return "\n".join(lines)
+
+
+def _of_classes(run: Experiment) -> str:
+    """How the head takes its classes, and what that costs."""
+    local, gathered, chunk = head_shape(run)
+    c, mesh = run.config, run.mesh
+    at_once = "all at once" if chunk == local else f"in chunks of {chunk}"
+    text = f"classes {at_once}"
+    if c.head.sample_rate < 1:
+        rows = class_vectors.padded_classes(
+            run.train_set.num_classes, c.head.class_multiple
+        )
+        share = local * class_devices(run) / rows
+        text += f", {local} drawn on each device ({share:.3f} of all)"
+    # Cosines, and the gradients of both sides; in chunks cosines twice.
+    products = 3 if chunk == local else 4
+    work = 2 * products * local * c.backbone.embedding_dim * _centres(run)
+    per_image = (
+        work * gathered * mesh.size // (c.train.batch_size // c.train.accumulate)
+    )
+    return f"{text}, {per_image / 1e9:.2f} GFLOP an image in a step"
 
 
 def _of_this_machine(mesh: Any) -> bool:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from hyperface_jax import sharding
+from hyperface_jax.device_memory import PREALLOCATED
 from hyperface_jax.planning import gpus, programs
 from hyperface_jax.training.experiment import Experiment
 
@@ -97,6 +98,11 @@ def describe(program: Any, topology: str, devices: int, batch: int) -> str:
         if peak > described[0].memory:
             has = described[0].memory / 2**30
             lines.append(f"  it will not fit: {described[0].title} has {has:.0f} GiB")
+        elif peak > PREALLOCATED * described[0].memory:
+            lines.append(
+                f"  more than the {PREALLOCATED:.0%} of a GPU that JAX takes by "
+                "itself: set XLA_PYTHON_CLIENT_MEM_FRACTION=.95"
+            )
         lines += _of_kernels(text, described[0])
     else:
         lines += _of_operations(program, topology, batch)

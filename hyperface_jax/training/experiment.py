@@ -20,7 +20,6 @@ from hyperface_jax import (
     class_vectors,
     hosts,
     optimizer,
-    precision,
     sampling,
     schedules,
     sharding,
@@ -28,7 +27,6 @@ from hyperface_jax import (
 from hyperface_jax import config as config_lib
 from hyperface_jax.backbones import Backbone, create_backbone
 from hyperface_jax.catalogue import PLAIN_SOFTMAX
-from hyperface_jax.classifier import Head
 from hyperface_jax.config import Config
 from hyperface_jax.data import caching, orders, pipeline, splits
 from hyperface_jax.data.evaluation_set import EvaluationSet
@@ -38,6 +36,7 @@ from hyperface_jax.evaluation.embedded import check_pooling
 from hyperface_jax.evaluation.forward import EmbedFn, make_embed_fn
 from hyperface_jax.evaluation.templates import parse_pooling
 from hyperface_jax.training import train_state, train_step
+from hyperface_jax.training.configured_head import create_head
 from hyperface_jax.training.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -181,7 +180,7 @@ def create_experiment(
         frozen=backbone.frozen,
         **_without(c.optimizer, "backbone", "prototypes"),
     )
-    head = _head(c, train_set.num_classes, margin, mesh)
+    head = create_head(c, train_set.num_classes, margin, mesh)
     step = train_step.make_train_step(
         backbone=backbone,
         augment=augment.make_augment(augment.AugmentSettings(**c.augment)),
@@ -219,40 +218,6 @@ def create_experiment(
         embed=make_embed_fn(backbone, flip=c.eval.flip, jitter=c.eval.jitter),
         create_state=create_state,
         margin=margin,
-    )
-
-
-def _head(c: Config, num_classes: int, margin: schedules.Schedule, mesh: Mesh) -> Head:
-    h = c.head
-    return Head(
-        h.loss,
-        num_classes=num_classes,
-        constants=config_lib.constants(c),
-        norm=h.norm,
-        scale=h.scale,
-        margin=margin,
-        annealing=schedules.sphereface_annealing() if h.annealing else None,
-        penalty=h.penalty,
-        penalty_strength=h.penalty_strength,
-        detach=h.detach,
-        clamp=h.clamp,
-        interclass_filter=h.interclass_filter,
-        prototype_norm=h.prototype_norm,
-        loss_weight=h.loss_weight,
-        divide_by_scale=h.divide_by_scale,
-        products=_products(h.precision, mesh),
-        sample_rate=h.sample_rate,
-        chunk=h.chunk,
-        mesh=mesh,
-        class_axes=sharding.class_axes(c.mesh.classes),
-    )
-
-
-def _products(names: Config, mesh: Mesh) -> precision.Products:
-    """The precisions; "auto" is the cheapest with gradients within 1e-3 of exact."""
-    cheapest = "bfloat16_3x" if mesh.devices.flat[0].platform == "tpu" else "float32"
-    return precision.Products(
-        **{key: cheapest if name == "auto" else name for key, name in names.items()}
     )
 
 
