@@ -221,7 +221,10 @@ def _range(text: str) -> tuple[float, float] | None:
     except ValueError:
         low = high = 0.0
     if not -math.inf < low < high < math.inf:
-        raise ValueError(f"--value_range is {text!r}, expected LOW,HIGH such as -1,1")
+        raise ValueError(
+            f"--value_range is {text!r}, expected LOW,HIGH such as -1,1 "
+            "(--value_range=-1,1)"
+        )
     return low, high
 
 
@@ -233,10 +236,11 @@ def _to_torch(made: model.Model, out: epath.Path, *, as_is: bool) -> epath.Path:
     network = dict(made.network)
     if not as_is:
         weights, network = folding.for_everybody(weights, network)
+    workdir.create(out.parent)
     torch_file.write(out, weights)
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
     card = model_card.fed_with(made.card, network, digest)
-    model_card.write(out.parent, card, out.stem)
+    model_card.write(out.parent, card, out.name)
     log.info(
         "%s: %d arrays of %s; feed it %s in [%g, %g], BatchNorm's epsilon is %g",
         out,

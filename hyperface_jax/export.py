@@ -15,6 +15,7 @@ model card beside it. Class vectors are in none of them.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import logging
 import tempfile
@@ -83,7 +84,9 @@ def export(arguments: argparse.Namespace) -> Path:
                 f"output, expected at most {TOLERANCE:g}; nothing is written"
             )
         whole.replace(out)
-    model_card.write(folder, made.card, out.stem)
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    card = model_card.exported(made.card, _takes(made, out.suffix), digest)
+    model_card.write(folder, card, out.name)
     log.info("%s: %.1f MiB, error %.1g", out, out.stat().st_size / 2**20, error)
     return out
 
@@ -169,6 +172,21 @@ WRITERS: dict[str, Callable[[Model, Path], float]] = {
     ".stablehlo": write_stablehlo,
     ".npz": write_npz,
 }
+
+
+def _takes(made: Model, suffix: str) -> str:
+    """What a file is fed with, for its card."""
+    size, network = made.image_size, made.network
+    if suffix == ".onnx":
+        return f"float32 RGB [batch, 3, {size}, {size}] in -1 to 1"
+    if suffix == ".stablehlo":
+        return f"uint8 RGB [batch, {size}, {size}, 3]"
+    low, high = network["value_range"]
+    return (
+        f"nothing by itself; these weights were trained on {network['color_order']} in "
+        f"{low:g} to {high:g}, width {network['width']}, BatchNorm's epsilon "
+        f"{network['batch_norm_epsilon']:g}"
+    )
 
 
 def _float32(made: Model, pixels: jax.Array) -> jax.Array:

@@ -3,13 +3,10 @@
 Every host runs the same command. On one host nothing here does anything.
 """
 
-import glob
 import hashlib
-import importlib.util
 import json
 import logging
 import os
-import re
 import secrets
 import signal
 import socket
@@ -23,7 +20,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from hyperface_jax import host_watch
+from hyperface_jax import host_environment, host_watch
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +73,7 @@ def start(
         )
     if coordinator and not coordinator.rpartition(":")[2].isdigit():
         raise ValueError(f"--coordinator is {coordinator!r}, expected host:port")
-    if not (coordinator or _in_environment()):
+    if not (coordinator or host_environment.has_coordinator()):
         return
     who = f"host {process_id}" if coordinator else "this host"
     where = coordinator or "the environment's coordinator"
@@ -91,7 +88,7 @@ def start(
                 coordinator or None,
                 processes or None,
                 process_id if coordinator else None,
-                _local_device_ids(os.environ),
+                host_environment.local_device_ids(os.environ),
                 # Ours end first, with a line of ours.
                 initialization_timeout=wait_seconds + 60,
                 heartbeat_timeout_seconds=int(silence_seconds) + 70,
@@ -105,37 +102,6 @@ def start(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if jax.process_count() > 1:
             _start_watch(coordinator, silence_seconds)
-
-
-def _in_environment() -> bool:
-    """Whether jax will find a coordinator by itself."""
-    if os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        return True
-    slurm = {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"}
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and slurm <= os.environ.keys():
-        return True
-    if "OMPI_MCA_orte_hnp_uri" in os.environ:
-        return True
-    on_tpu = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    return bool(on_tpu) and importlib.util.find_spec("libtpu") is not None
-
-
-def _local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
-    """All GPUs of a node on which SLURM runs one task; None leaves it to jax.
-
-    By itself jax takes one GPU a SLURM task, and lets the others idle.
-    """
-    tasks = environment.get(
-        "SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "")
-    )
-    if "SLURM_LOCALID" not in environment or not re.fullmatch(r"1(\(x\d+\))?", tasks):
-        return None
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        count = len(glob.glob("/dev/nvidia[0-9]*"))
-    else:
-        count = len([name for name in visible.split(",") if name.strip()])
-    return list(range(count)) or None
 
 
 def _start_watch(coordinator: str, silence: float) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 from etils import epath
 
-from hyperface_jax import workdir
+from hyperface_jax import model_card_text, workdir
+from hyperface_jax.model_card_text import UNKNOWN
 
 JSON, MARKDOWN = "model_card.json", "model_card.md"
-UNKNOWN = "not known"
 FED = ("color_order", "value_range", "batch_norm_epsilon")
 """What a PyTorch file does not say of its network: `card["network"]["file"]`."""
 
@@ -123,13 +123,26 @@ def fed_with(
     }
 
 
+def exported(card: Mapping[str, Any], takes: str, sha256: str) -> dict[str, Any]:
+    """The card of a network in a file for other programs.
+
+    Args:
+      card: of the network.
+      takes: what the file is fed with.
+      sha256: of the file.
+    """
+    network = dict(card["network"]) | {"takes": takes, "exported_sha256": sha256}
+    return dict(card) | {"network": network}
+
+
 def of_file(path: epath.Path, sha256: str) -> dict[str, Any]:
     """The card of `fed_with` beside a PyTorch file; {} without one, or of another.
 
     Raises:
       ValueError: it is damaged.
     """
-    card = read(path.parent, path.stem)
+    # Earlier versions named it after the stem; the digest says whether it is this one.
+    card = read(path.parent, path.name) or read(path.parent, path.stem)
     fed = card["network"].get("file") if card else None
     return card if isinstance(fed, dict) and fed.get("sha256") == sha256 else {}
 
@@ -173,20 +186,20 @@ def thresholds(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def write(folder: epath.Path, card: Mapping[str, Any], stem: str = "") -> None:
-    """Writes both forms; with `stem` as STEM.model_card.*, beside a single file."""
-    prefix = f"{stem}." if stem else ""
+def write(folder: epath.Path, card: Mapping[str, Any], file: str = "") -> None:
+    """Writes both forms; with `file` as FILE.model_card.*, beside a single file."""
+    prefix = f"{file}." if file else ""
     workdir.write_json(folder / f"{prefix}{JSON}", card)
-    workdir.write_text(folder / f"{prefix}{MARKDOWN}", markdown(card))
+    workdir.write_text(folder / f"{prefix}{MARKDOWN}", model_card_text.markdown(card))
 
 
-def read(folder: epath.Path, stem: str = "") -> dict[str, Any]:
-    """The card in a folder, or beside the file STEM.*; {} without one.
+def read(folder: epath.Path, file: str = "") -> dict[str, Any]:
+    """The card in a folder, or beside a file in it; {} without one.
 
     Raises:
       ValueError: it is damaged.
     """
-    path = folder / (f"{stem}.{JSON}" if stem else JSON)
+    path = folder / (f"{file}.{JSON}" if file else JSON)
     if not path.exists():
         return {}
     card = workdir.read_json(path)
@@ -206,40 +219,7 @@ def _check(card: Mapping[str, Any]) -> None:
         legal = -1 <= row["cosine"] <= 1 and row["far"] >= 0
         if not (isinstance(where, str) and legal):
             raise ValueError(f"threshold {row}")
-    markdown(card)
-
-
-def markdown(card: Mapping[str, Any]) -> str:
-    """A card as text."""
-    lines = [f"# Model card: {card['network']['name']}", ""]
-    for title in ("network", "training"):
-        facts = {k: v for k, v in card[title].items() if v != {}}
-        lines += [f"## {title.capitalize()}", ""]
-        lines += [f"- {_words(k)}: {_text(v)}" for k, v in facts.items()]
-        lines.append("")
-    lines += ["## Evaluation", ""]
-    if card["evaluation"]:
-        lines += ["| protocol | metric | value | 95 % interval |", "|---|---|---|---|"]
-        for row in card["evaluation"]:
-            interval = row.get("interval")
-            shown = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
-            cells = (row["protocol"], row["metric"], f"{row['value']:.4f}", shown)
-            lines.append(f"| {' | '.join(cells)} |")
-    else:
-        lines.append("Not evaluated here.")
-    lines += ["", "## Thresholds", ""]
-    for row in card["thresholds"]:
-        lines.append(
-            f"- cosine {row['cosine']:.4f}: FAR {row['far']:g} on "
-            f"{row['calibrated_on']} ({row['impostor_pairs']} impostor pairs)"
-        )
-    if not card["thresholds"]:
-        lines.append("None was calibrated.")
-    lines += ["", "## Use", "", card["intended_use"], "", card["limits"], ""]
-    lines += [f"Licence of the weights: {card['weights_licence']}.", ""]
-    versions = ", ".join(f"{k} {v}" for k, v in card.get("versions", {}).items())
-    lines += [f"Commit {card.get('commit') or UNKNOWN}. {versions}".strip(), ""]
-    return "\n".join(lines)
+    model_card_text.markdown(card)
 
 
 def _input(network: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,15 +244,3 @@ def _evaluation(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
                 row["interval"] = list(intervals[metric])[:2]
             rows.append(row)
     return rows
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_words(k)} {v}" for k, v in value.items() if v != "")
-    if isinstance(value, list | tuple):
-        return " to ".join(f"{v:g}" for v in value)
-    return str(value)

@@ -94,7 +94,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--config is {a.config!r}, expected a plain name")
     if a.images_per_shard < 1 or a.workers < 0:
         raise ValueError("--images_per_shard must be positive and --workers >= 0")
-    folder = datasets.folder_of(a.name, a.config, a.data_dir)
+    folder = datasets.writable_folder_of(a.name, a.config, a.data_dir)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists already; delete it to prepare it anew")
     if a.beam_runner:

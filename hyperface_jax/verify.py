@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from hyperface_jax import command_line, model
+from hyperface_jax import command_line, model, workdir
 from hyperface_jax.data import decode
 from hyperface_jax.evaluation.forward import make_embed_fn
 
@@ -75,12 +75,10 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
     lengths = np.linalg.norm(one) * np.linalg.norm(two)
     score = float(one @ two / lengths) if lengths else 0.0
     rows = [row | {"above": score >= row["cosine"]} for row in thresholds]
-    if a.out:
-        Image.fromarray(np.concatenate(list(images), axis=1)).save(a.out, "PNG")
     log.info("score %.4f (cosine of both embeddings)", score)
     for row in rows:
         log.info(
-            "%s the threshold %.4f, which %g of the impostor pairs exceed "
+            "%s the threshold %.4f, which at most %g of the impostor pairs reach "
             "(%s, %s pairs)",
             "at or above" if row["above"] else "below",
             row["cosine"],
@@ -90,6 +88,9 @@ def verify(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     if not rows:
         log.info("no threshold was calibrated for this network: the score has no scale")
+    if a.out:
+        workdir.create(Path(a.out).parent)
+        Image.fromarray(np.concatenate(list(images), axis=1)).save(a.out, "PNG")
     log.info("a score is no identity: other cameras and people have other error rates")
     return {"score": score, "thresholds": rows}
 

@@ -41,6 +41,7 @@ BASELINE_ARGS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:head.vpl_arcface.start is")
 @pytest.mark.filterwarnings("ignore:head.scale is")
 @pytest.mark.parametrize(
     ("file", "arg"),
@@ -88,6 +89,12 @@ def test_an_unused_margin_start_contradicts_nothing():
     saved = c.to_dict()
     saved["head"]["margin_start"] = 0.0
     assert config_lib.check_resumable(saved, c) == []
+
+
+def test_a_loss_that_never_starts_warns():
+    c = load_file("baselines").get_config("loss=vpl_arcface")
+    with pytest.warns(UserWarning, match=r"vpl_arcface.start is 8000, and the run has"):
+        config_lib.resolve(c, num_classes=400, num_examples=6400)
 
 
 def test_milestones_in_epochs():

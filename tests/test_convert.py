@@ -11,6 +11,7 @@ from test_backbones import filled, oracle_weights
 from hyperface_jax import (
     convert,
     embed,
+    export,
     model,
     model_card,
 )
@@ -68,12 +69,21 @@ def test_conversion_keeps_the_embeddings(layout, shared, tmp_path):
     assert other.card["weights_licence"] == model_card.UNKNOWN
 
 
+def test_an_export_beside_it_does_not_change_how_a_file_is_read(tmp_path):
+    """Once o/x.npz took the place of the card of o/x.pth, and BGR was read as RGB."""
+    folder = model.save(made(color_order="BGR"), tmp_path / "m")
+    file = call(convert, folder, "--out", tmp_path / "o" / "x.pth", "--as_is")
+    call(export, folder, "--out", tmp_path / "o" / "x.npz")
+    again = model.load(call(convert, file, "--out", tmp_path / "again"))
+    assert again.network["color_order"] == "BGR"
+
+
 def test_a_file_for_pytorch_takes_rgb(tmp_path):
     """The same function as the model's, which takes BGR and has its own epsilon."""
     first = made(name="iresnet18", width=8, color_order="BGR", batch_norm_epsilon=1e-3)
     folder = model.save(first, tmp_path / "m")
     file = call(convert, folder, "--out", tmp_path / "x.pth")
-    (tmp_path / "x.model_card.json").rename(tmp_path / "elsewhere.json")
+    (tmp_path / "x.pth.model_card.json").rename(tmp_path / "elsewhere.json")
     again = model.load(call(convert, file, "--out", tmp_path / "again"))
     assert again.network["color_order"] == "RGB"
     assert again.network["batch_norm_epsilon"] == 1e-5

@@ -252,7 +252,7 @@ def test_a_prepared_set_brings_its_pairs_and_a_name(tmp_path, rng):
     source = toy.write_folder(tmp_path / "people")
     pairs = toy.write_pairs(tmp_path / "pairs.txt", folds=2)
     faces = sources.open_path(str(source), pairs_path=str(pairs))
-    folder = datasets.folder_of("faces", "mine", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "mine", str(tmp_path))
     options = preparing.Options()
     datasets.convert(faces, folder, name="faces", source="x", options=options)
     np.save(tmp_path / "e.npy", fake_views(np.repeat(np.arange(12), 4), rng))

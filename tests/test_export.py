@@ -1,16 +1,19 @@
 """ONNX, StableHLO and .npz: each is run and compared."""
 
+import hashlib
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from networks import SIZE, call, images, made
 
 from hyperface_jax import (
     export,
     model,
+    model_card,
 )
 
 
@@ -23,7 +26,7 @@ def test_stablehlo_and_npz_hold_the_network(tmp_path):
         np.testing.assert_allclose(
             loaded.call(images(count)), first.embed(images(count)), rtol=1e-4, atol=1e-5
         )
-    assert (tmp_path / "out" / "x.model_card.md").exists()
+    assert (tmp_path / "out" / "x.stablehlo.model_card.md").exists()
     np.save(tmp_path / "images.npy", images(2))
     np.save(tmp_path / "want.npy", first.embed(images(2)))
     alone = (
@@ -38,6 +41,12 @@ def test_stablehlo_and_npz_hold_the_network(tmp_path):
         assert "params/fc/kernel" in arrays.files
         assert not any("prototype" in name for name in arrays.files)
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == []
+    # Each file has its own card, which says what that file takes.
+    for name, takes in (("x.stablehlo", "uint8 RGB [batch, "), ("x.npz", "nothing by")):
+        card = model_card.read(epath.Path(tmp_path / "out"), name)
+        assert card["network"]["takes"].startswith(takes)
+        digest = hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest()
+        assert card["network"]["exported_sha256"] == digest
     with pytest.raises(ValueError, match=r"expected .onnx, .stablehlo or .npz"):
         call(export, tmp_path / "m", "--out", tmp_path / "x.pb")
 

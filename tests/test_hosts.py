@@ -14,7 +14,7 @@ import toy
 import xla
 from conftest import ROOT
 
-from hyperface_jax import host_watch, hosts
+from hyperface_jax import host_environment, host_watch, hosts
 
 DEVICES = 4
 
@@ -280,7 +280,9 @@ def test_strangers_on_the_port_change_nothing():
     ],
 )
 def test_one_slurm_task_a_node_takes_all_its_gpus(variables, devices):
-    found = hosts._local_device_ids({"CUDA_VISIBLE_DEVICES": "4,5,7", **variables})
+    found = host_environment.local_device_ids(
+        {"CUDA_VISIBLE_DEVICES": "4,5,7", **variables}
+    )
     assert found == devices
 
 

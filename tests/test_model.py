@@ -257,7 +257,7 @@ def test_a_model_without_its_card_has_a_poor_one(tmp_path):
         name = option.partition("=")[0]
         with pytest.raises(ValueError, match=f"{name} with .*expected a PyTorch file"):
             call(convert, folder, "--out", tmp_path / "y.pth", option)
-    card = json.loads((tmp_path / "x.model_card.json").read_text())
+    card = json.loads((tmp_path / "x.npz.model_card.json").read_text())
     assert card["weights_licence"] == model_card.UNKNOWN
     (folder / model.DESCRIPTION).write_text("[]")
     with pytest.raises(ValueError, match="holds a list, expected an object"):

@@ -43,7 +43,7 @@ SOURCES = {
 def test_the_same_examples_in_the_same_order_as_the_source(tmp_path, kind, workers):
     source = SOURCES[kind](tmp_path / "source")
     faces = sources.open_path(str(source))
-    folder = datasets.folder_of("faces", "default", str(tmp_path / "out"))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path / "out"))
     options = preparing.Options(images_per_shard=8, workers=workers)
     datasets.convert(faces, folder, name="faces", source="x", options=options)
     copy = opened(tmp_path / "out")
@@ -129,7 +129,7 @@ def test_rejections_duplicates_and_card(tmp_path):
     assert faces.identities == ("Person_00", "Person_01", "Person_03", "Person_04")
     reader = pipeline.BatchReader(faces, image_size=32, threads=1)
     assert reader(range(14))["weight"].all()
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     rejected = dict(
         line.split("\t") for line in (folder / "rejected.tsv").read_text().splitlines()
     )
@@ -188,7 +188,7 @@ def test_beam_says_what_it_leaves_out(tmp_path, caplog):
         path.write_bytes(b"no image")
     with pytest.raises(ValueError, match=rf"none of {images} images can be used"):
         run("--source", source, "--config", "empty", *beam)
-    assert not datasets.folder_of("faces", "empty", str(tmp_path)).exists()
+    assert not datasets.writable_folder_of("faces", "empty", str(tmp_path)).exists()
 
 
 def test_beam_that_is_not_there_is_one_line(tmp_path, monkeypatch):
@@ -225,7 +225,7 @@ def test_a_prepared_set_without_its_facts_does_not_train_on_tested_people(tmp_pa
         *("--source", source, "--data_dir", tmp_path, "--pairs", pairs),
         *("--licence", "© somebody"),
     )
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     card = folder / prepared.CARD
     card.write_bytes(card.read_text().encode("latin-1", "replace"))
     assert "somebody" in prepared.open_folder(folder).licence
@@ -255,7 +255,7 @@ def test_a_prepared_set_prepared_again_keeps_its_tests(tmp_path):
     source = toy.write_folder(tmp_path / "source")
     pairs = toy.write_pairs(tmp_path / "pairs.txt")
     run("--source", source, "--data_dir", tmp_path, "--pairs", pairs)
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     out = tmp_path / "out.tsv"
     out.write_text("image\tPerson_00/Person_00_0003\n")  # in no pair
     run(
@@ -282,7 +282,7 @@ def test_a_prepared_set_prepared_again_keeps_its_tests(tmp_path):
 def test_more_shards_than_the_system_opens_at_first(tmp_path):
     faces = toy.write_folder(tmp_path / "source", people=40, images=2, size=16)
     run("--source", faces, "--data_dir", tmp_path, "--images_per_shard", 1)
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     in_use = len(os.listdir("/dev/fd"))
     try:
@@ -326,7 +326,7 @@ def test_alignment_while_preparing(tmp_path):
     # The points are the template's, moved by 8 pixels: so is the picture.
     moved = original([0])["image"][0, 8:120, 8:120].astype(int)
     assert np.abs(reader([0])["image"][0].astype(int) - moved).mean() < 4
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     assert "no landmarks in" in (folder / "rejected.tsv").read_text()
     # The copy holds other images: embeddings of one are none of the other.
     lines.append(
@@ -399,7 +399,7 @@ def test_an_existing_dataset_is_not_overwritten(tmp_path):
 def test_a_damaged_shard_is_one_bad_record_and_not_the_end(tmp_path):
     source = record_files.write_insightface(tmp_path / "source")
     run("--source", source, "--data_dir", tmp_path)
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     (shard,) = folder.glob("*.array_record*")
     data = bytearray(shard.read_bytes())
     middle = data.index(toy.jpeg(toy.person_image(2, 1))) + 100
@@ -427,7 +427,7 @@ def test_ids_of_a_prepared_set_are_known_without_its_images(tmp_path, monkeypatc
     faces = opened(tmp_path)
     ids = [r["id"] for r in faces.read(range(len(faces)))]
     assert len(ids) == 12
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     with monkeypatch.context() as m:
         m.setattr(ShardSource, "__getitems__", None)
         known = opened(tmp_path)

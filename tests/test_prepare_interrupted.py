@@ -25,7 +25,7 @@ from hyperface_jax.data import (
 def test_finished_shards_are_kept_and_rubbish_is_removed(tmp_path, monkeypatch):
     source = record_files.write_insightface(tmp_path / "source", people=10)
     faces = sources.open_path(str(source))
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     options = preparing.Options(images_per_shard=8)
     write, written = shards.write_shard, []
 
@@ -58,7 +58,7 @@ def test_finished_shards_are_kept_and_rubbish_is_removed(tmp_path, monkeypatch):
 def test_a_shard_that_changed_since_is_written_again(tmp_path, monkeypatch):
     source = toy.write_folder(tmp_path / "source", people=4)
     faces = sources.open_path(str(source))
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     options = preparing.Options(images_per_shard=8)
     with monkeypatch.context() as m:
         m.setattr(describing, "describe", lambda *a, **k: 1 / 0)
@@ -73,7 +73,7 @@ def test_a_shard_that_changed_since_is_written_again(tmp_path, monkeypatch):
 def test_a_second_process_is_refused_and_a_damaged_part_is_written_again(tmp_path):
     source = toy.write_folder(tmp_path / "source", people=4)
     faces = sources.open_path(str(source))
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     options = preparing.Options(images_per_shard=8)
     with (
         preparing.locked(folder),
@@ -94,7 +94,7 @@ def test_a_second_process_is_refused_and_a_damaged_part_is_written_again(tmp_pat
 def test_a_full_disk_and_a_killed_worker_are_one_line(tmp_path, monkeypatch):
     source = toy.write_folder(tmp_path / "source", people=4)
     faces = sources.open_path(str(source))
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
 
     class Full:
         def __init__(self, *_):
@@ -148,7 +148,7 @@ class Deadly:
 def test_a_lost_shard_of_a_prepared_folder_is_an_error(tmp_path):
     source = toy.write_folder(tmp_path / "source", people=4)
     run("--source", source, "--data_dir", tmp_path, "--images_per_shard", 8)
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     other, shard = sorted(folder.glob("*.array_record*"))
     (folder / prepared.LABELS).unlink()
     shard.write_bytes(other.read_bytes()[:100])
@@ -165,7 +165,7 @@ def test_kill_minus_nine_and_resume(tmp_path):
     command += ["--data_dir", str(tmp_path), "--images_per_shard", "16", "--verify"]
     command += ["--workers", "2"]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    folder = datasets.folder_of("faces", "default", str(tmp_path))
+    folder = datasets.writable_folder_of("faces", "default", str(tmp_path))
     incomplete = folder.with_name("1.0.0.incomplete")
     deadline = time.monotonic() + 120
     while len(list(incomplete.glob("parts/*.npz"))) < 5:

@@ -67,6 +67,12 @@ def resolve(config: Config, *, num_classes: int, num_examples: int) -> Config:
             f"{num_classes} classes",
             stacklevel=2,
         )
+    if member.variational and member.variational.start >= c.train.steps:
+        warnings.warn(
+            f"head.{c.head.loss}.start is {member.variational.start}, and the run has "
+            f"{c.train.steps} steps: it is plain ArcFace to the end",
+            stacklevel=2,
+        )
     with c.ignore_type():
         c.head.scale = scale
     return c.lock()

@@ -125,6 +125,20 @@ def folder_of(name: str, config: str, data_dir: str) -> epath.Path:
     return root / name / (config or "default") / preparing.VERSION
 
 
+def writable_folder_of(name: str, config: str, data_dir: str) -> Path:
+    """`folder_of` a dataset that is to be written.
+
+    Raises:
+      ValueError: it is in a bucket.
+    """
+    folder = folder_of(name, config, data_dir)
+    if "://" in str(folder):
+        raise ValueError(
+            f"{folder}: a dataset is written to a local folder, and can be copied there"
+        )
+    return Path(folder)
+
+
 def _prepared_folder(name: str, config: str, data_dir: str) -> epath.Path:
     folder = folder_of(name, config, data_dir)
     if not folder.exists():
@@ -144,7 +158,7 @@ def _face_folder(config: str, path: str, pairs_path: str, data_dir: str) -> Face
     if not path:
         raise ValueError("data.path is empty, expected a folder or tar of identities")
     faces = sources.open_paths(path)
-    folder = folder_of("face_folder", config or faces.name, data_dir)
+    folder = writable_folder_of("face_folder", config or faces.name, data_dir)
     if not folder.exists():
         convert(
             faces,

@@ -1,6 +1,7 @@
 """Images -> embeddings, jitted and in batches of one fixed size."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import grain
@@ -89,6 +90,7 @@ def embed_rows(
     mesh: Mesh,
     exact: bool = False,
     position: np.ndarray | None = None,
+    bar: tqdm | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Embeds rows of a set's source.
 
@@ -102,6 +104,7 @@ def embed_rows(
       mesh: images are split over all its devices.
       exact: images of another size count as unreadable; else they are resampled.
       position: `position_of(faces)`, where it is known.
+      bar: of more images than these, to be moved; None shows one of these.
 
     Returns:
       float32 [n, V, D]; an image that cannot be read has the embedding 0. And row ->
@@ -111,19 +114,24 @@ def embed_rows(
     position = position_of(faces) if position is None else position
     reader = BatchReader(faces, image_size=image_size, threads=threads, exact=exact)
     parts, readable = [], []
-    total = -(-len(rows) // batch_size)
-    batches = _padded_batches(reader, position[rows], batch_size)
-    quiet = total < 20 or not hosts.is_first()
-    for batch in tqdm(batches, "embedding", total, unit="batch", disable=quiet):
-        images = sharding.put_batch(mesh, {"image": batch["image"]})["image"]
-        views = jax.device_put(embed(images), sharding.batch_sharding(mesh))
-        weight = batch["weight"]
-        parts.append(sharding.own_rows(views) * weight[:, None, None])
-        readable.append(weight > 0)
+    with _bar(len(rows), batch_size) if bar is None else nullcontext(bar) as shown:
+        for batch in _padded_batches(reader, position[rows], batch_size):
+            images = sharding.put_batch(mesh, {"image": batch["image"]})["image"]
+            views = jax.device_put(embed(images), sharding.batch_sharding(mesh))
+            weight = batch["weight"]
+            parts.append(sharding.own_rows(views) * weight[:, None, None])
+            readable.append(weight > 0)
+            shown.update(min(batch_size, len(rows) - batch_size * (len(parts) - 1)))
     bad = dict(reader.bad_records)
     for row in rows[~_of_all_hosts(readable)[: len(rows)]]:
         bad.setdefault(int(row), "unreadable; another host's log says why")
     return _of_all_hosts(parts)[: len(rows)], bad
+
+
+def _bar(images: int, batch_size: int) -> tqdm:
+    """Progress with rate and time left; of few batches, or on other hosts, nothing."""
+    quiet = images < 20 * batch_size or not hosts.is_first()
+    return tqdm(total=images, desc="embedding", unit="image", disable=quiet)
 
 
 def position_of(faces: FaceSet) -> np.ndarray:
@@ -169,11 +177,14 @@ def embed_to_store(
     Raises:
       ValueError: the network gives NaN or infinity.
     """
-    position = None
-    for number, span in store.missing(part, parts):
+    missing = list(store.missing(part, parts))
+    if not missing:
+        return
+    options |= {"position": position_of(faces)}
+    options["bar"] = _bar(sum(len(span) for _, span in missing), options["batch_size"])
+    for number, span in missing:
         wanted = rows[span.start : span.stop]
-        position = position_of(faces) if position is None else position
-        views, bad = embed_rows(embed, faces, wanted, position=position, **options)
+        views, bad = embed_rows(embed, faces, wanted, **options)
         finite = np.isfinite(views).all(axis=(1, 2))
         if not finite.all():
             raise ValueError(
@@ -183,6 +194,7 @@ def embed_to_store(
             )
         place = {int(row): span.start + k for k, row in enumerate(wanted)}
         store.write(number, span, views, {place[row]: why for row, why in bad.items()})
+    options["bar"].close()
 
 
 def _padded_batches(
