@@ -11,7 +11,9 @@
 Every row is fitted without the tested fold: the thresholds, and the spreads by which
 scores are divided before they are summed, come from pairs among the training people who
 were held out (a tenth). The error is the standard error over folds. Folds without
-results are left out and named.
+results are left out and named. Leaves <out>/lfw.md and lfw.json: of each row and fold
+accuracy, best accuracy and AUC, with commit and versions (benchmarks/lfw: those of
+RESULTS.md).
 """
 
 import argparse
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from lfw_classical import NAMES
 
+from hyperface_jax import workdir
 from hyperface_jax.evaluation import roc, verification
 from hyperface_jax.evaluation.embedded import Options
 from hyperface_jax.training import run_evaluation
@@ -130,7 +133,8 @@ def main() -> None:
             rows.setdefault(name, {})[fold] = measures(scores)
     text = table(rows)
     (a.out / "lfw.md").write_text(text)
-    (a.out / "lfw.json").write_text(json.dumps(rows, indent=1))
+    facts = {"commit": workdir.commit(), "versions": workdir.versions(), "rows": rows}
+    (a.out / "lfw.json").write_text(json.dumps(facts, indent=1))
     print(text)
 
 
