@@ -6,7 +6,8 @@
 Each row is a command of its own with a limit; what it prints goes to --out/NAME.txt,
 and summary.json says how each ended, after every row: a lease that ends half-way keeps
 what was measured. Rows that no longer fit into the minutes are left out, and it is
-said; --rows names those of a second call.
+said; --rows names those of a second call. The row "twin" needs --lfw, a folder with
+lfw.tar and pairs.txt.
 
 Where nothing can be downloaded, bring wheels in a folder, made on another machine for
 the GPU machine's Python (--wheels installs them, without their own dependencies):
@@ -66,6 +67,18 @@ ROWS = (
     ),
     Row("embedding", 200, "benchmarks/embedding_throughput.py"),
     Row(
+        "precision",
+        120,
+        "benchmarks/head_precision.py --classes 93431 --batch 1024 --repeats 3",
+    ),
+    Row(
+        "twin",
+        420,
+        "benchmarks/twin.py --network iresnet18 --width 64 --dim 512 --size 112 "
+        "--batch 128 --steps 2000 --dtype bfloat16 --no-reference --accuracy "
+        "--lfw {lfw}/lfw.tar --pairs {lfw}/pairs.txt --out {out}/twin",
+    ),
+    Row(
         "augmentation",
         100,
         f"{THROUGHPUT} iresnet50 --batch 512 --sides ours ours_augmented "
@@ -83,10 +96,9 @@ ROWS = (
 )
 
 
-def run(row: Row, out: Path, seconds: float) -> dict:
+def run(row: Row, command: str, out: Path, seconds: float) -> dict:
     """Runs a row, no longer than `seconds`."""
     started = time.monotonic()
-    command = row.command.format(out=out)
     with (out / f"{row.name}.txt").open("w") as file:
         process = subprocess.Popen(
             [sys.executable, *command.split()],
@@ -113,27 +125,34 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=13)
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS])
+    parser.add_argument("--lfw", type=Path, help="folder of LFW, for the row twin")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install first")
     parser.add_argument("--dry", action="store_true", help="only print the commands")
     a = parser.parse_args()
+    if a.rows and "twin" in a.rows and not a.lfw:
+        parser.error("--rows twin needs --lfw, a folder with lfw.tar and pairs.txt")
     ends = time.monotonic() + 60 * a.minutes
     out = a.out.resolve()
-    rows = [row for row in ROWS if not a.rows or row.name in a.rows]
+    rows = {
+        row: row.command.format(out=out, lfw=a.lfw and a.lfw.resolve())
+        for row in ROWS
+        if (row.name in a.rows if a.rows else a.lfw or "{lfw}" not in row.command)
+    }
     if a.dry:
-        for row in rows:
-            print(f"{row.limit:4} s  python {row.command.format(out=out)}")
+        for row, command in rows.items():
+            print(f"{row.limit:4} s  python {command}")
         return
     out.mkdir(parents=True, exist_ok=True)
     if a.wheels:
         pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps"]
         subprocess.run([*pip, *map(str, a.wheels.glob("*.whl"))], check=True)
     found = []
-    for row in rows:
+    for row, command in rows.items():
         left = ends - time.monotonic()
         if left < 30:
             found.append({"row": row.name, "ended": "no time left"})
         else:
-            found.append(run(row, out, left))
+            found.append(run(row, command, out, left))
         print(json.dumps(found[-1]), flush=True)
         (out / "summary.json").write_text(json.dumps(found, indent=1))
 
