@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hyperface_jax import sharding
 from hyperface_jax.backbones.batch_norm import BatchNorm
 from hyperface_jax.backbones.layers import Conv, DropPath, PReLU, drop_path_rates, relu
 
@@ -225,6 +226,50 @@ def test_batch_norm_of_groups_is_that_of_separate_devices(rng, unreadable):
     for name in ("mean", "var"):
         want = np.mean([stats[name] for stats in kept], axis=0)
         np.testing.assert_allclose(changed["batch_stats"][name], want, rtol=1e-5)
+
+
+def test_batch_norm_on_two_devices_is_pytorchs(rng):
+    """Two devices of 64 images: each is normalised apart, gradients are averaged."""
+    torch = pytest.importorskip("torch")
+    x = (3 * rng.standard_normal((128, 5, 4, 6)) + 1).astype("f4")
+    toward = rng.standard_normal(x.shape).astype("f4")
+    ours = batch_norm_variables(rng, x.shape[-1])
+    outputs, of_x, of_parameters, running = [], [], [], []
+    for half in (slice(0, 64), slice(64, 128)):
+        layer = torch.nn.BatchNorm2d(x.shape[-1])
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(ours["params"]["scale"]))
+            layer.bias.copy_(torch.tensor(ours["params"]["bias"]))
+            layer.running_mean.copy_(torch.tensor(ours["batch_stats"]["mean"]))
+            layer.running_var.copy_(torch.tensor(ours["batch_stats"]["var"]))
+        images = torch.tensor(x[half].transpose(0, 3, 1, 2), requires_grad=True)
+        y = layer(images)
+        # The mean over the images of a device, as its loss takes it.
+        (y * torch.tensor(toward[half].transpose(0, 3, 1, 2))).sum().div(64).backward()
+        outputs.append(y.detach().numpy().transpose(0, 2, 3, 1))
+        of_x.append(images.grad.numpy().transpose(0, 2, 3, 1) / 2)
+        of_parameters.append([layer.weight.grad.numpy(), layer.bias.grad.numpy()])
+        running.append([layer.running_mean.numpy(), layer.running_var.numpy()])
+
+    where = sharding.batch_sharding(sharding.make_mesh(1, jax.devices()[:2]))
+    module = BatchNorm(group=64)
+
+    @jax.jit
+    def loss(params, x, toward):
+        variables = {"params": params, "batch_stats": ours["batch_stats"]}
+        y, changed = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        return jnp.sum(y * toward) / 128, (y, changed["batch_stats"])
+
+    (_, (y, stats)), (params, images) = jax.value_and_grad(
+        loss, argnums=(0, 1), has_aux=True
+    )(ours["params"], *(jax.device_put(a, where) for a in (x, toward)))
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(y, np.concatenate(outputs), **close)
+    np.testing.assert_allclose(images, np.concatenate(of_x), rtol=1e-3, atol=1e-6)
+    for name, theirs in zip(("scale", "bias"), np.mean(of_parameters, 0), strict=True):
+        np.testing.assert_allclose(params[name], theirs, **close)
+    for name, theirs in zip(("mean", "var"), np.mean(running, 0), strict=True):
+        np.testing.assert_allclose(stats[name], theirs, **close)
 
 
 def test_a_group_that_does_not_divide_the_batch(rng):
