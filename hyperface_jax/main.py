@@ -121,7 +121,8 @@ def _dispatch() -> None:
         devices = rehearsal.devices_of(topology) if topology else None
         config, _ = initial.begin(_CONFIG.value)
         run = experiment.create_experiment(config, devices)
-        sys.stdout.write(plan.report(run) + "\n")
+        changed = config_flags.get_override_values(flags.FLAGS["config"])
+        sys.stdout.write(plan.report(run, sorted(changed)) + "\n")
         if topology:
             sys.stdout.write(rehearsal.report(run, topology) + "\n")
     else:

@@ -1,5 +1,6 @@
 """The plan: counts against published ones, memory against the compiled step."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -131,6 +132,18 @@ def test_classes_on_model_alone_cost_an_all_reduce(tmp_path):
     keys |= {"head__loss": "subcenter_arcface", "train__accumulate": 2}
     text = plan.report(run_of(tmp_path, head__class_multiple=2**16, **keys))
     assert "all-reduces their gradient, 12.0 MiB a device 2 times\n" in f"{text}\n"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_differs_from_a_published_recipe_is_named(tmp_path):
+    run = run_of(tmp_path, backbone__name="sfnet4")
+    assert "recipe       ours, not published\n" in plan.report(run)
+    config = config_lib.section(run.config.to_dict())
+    config.source = "OpenSphere, config/train/x.yml"
+    run = dataclasses.replace(run, config=config.lock())
+    text = plan.report(run, ["data.path", "head.scale", "learning_rate.peak"])
+    assert "after OpenSphere, config/train/x.yml; another loss than theirs is" in text
+    assert "is yours, and so are head.scale, learning_rate.peak\n" in text
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -125,8 +125,16 @@ def describe_devices(found: Sequence[Any]) -> str:
     return text
 
 
-def report(run: Experiment) -> str:
-    """The plan as text; warns where the memory of a device is too small."""
+_OF_A_RECIPE = ("augment", "backbone", "head", "learning_rate", "optimizer", "train")
+
+
+def report(run: Experiment, changed: Sequence[str] = ()) -> str:
+    """The plan as text; warns where the memory of a device is too small.
+
+    Args:
+      run: nothing of it is allocated.
+      changed: keys of the config that were set on the command line.
+    """
     c, mesh = run.config, run.mesh
     at_once = c.train.batch_size // c.train.accumulate // mesh.size
     counts = costs.count_backbone(run.backbone, c.data.image_size, at_once)
@@ -151,13 +159,7 @@ def report(run: Experiment) -> str:
         f"s = {c.head.scale}; {_of_classes(run)}",
         f"training     {c.train.steps} steps of {c.train.batch_size} images, "
         f"{epochs:.1f} epochs",
-        "recipe       "
-        + (
-            f"after {c.source}; another loss than theirs is yours, and so is what you "
-            "set on the command line"
-            if c.source
-            else "ours, not published"
-        ),
+        f"recipe       {_recipe(c, changed)}",
         "",
         "memory of a device",
     ]
@@ -175,6 +177,15 @@ def report(run: Experiment) -> str:
             f"gradient, {reduced / 2**20:.1f} MiB a device{times}"
         )
     return "\n".join(lines)
+
+
+def _recipe(c: config_lib.Config, changed: Sequence[str]) -> str:
+    """Where the hyperparameters are from."""
+    if not c.source:
+        return "ours, not published"
+    own = [key for key in changed if key.partition(".")[0] in _OF_A_RECIPE]
+    text = f"after {c.source}; another loss than theirs is yours"
+    return f"{text}, and so are {', '.join(own)}" if own else text
 
 
 def _of_classes(run: Experiment) -> str:
