@@ -120,9 +120,10 @@ def test_views_are_summed_and_probes_go_in_passes(rng, monkeypatch):
 
 def test_one_program_serves_all_blocks(rng):
     gallery = rng.normal(size=(1003, 12)).astype(np.float32)
-    before = nearest._best_of_groups._cache_size()
+    # jax may throw out what other tests compiled, so no difference of sizes tells.
+    nearest._best_of_groups.clear_cache()
     nearest.top_k(gallery, gallery[:11], 3, block=160)
-    assert nearest._best_of_groups._cache_size() == before + 1
+    assert nearest._best_of_groups._cache_size() == 1
 
 
 @pytest.mark.parametrize(
