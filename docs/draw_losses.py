@@ -52,8 +52,8 @@ FORMULAS = {
     "elasticface_cos": "cos θ - m_i, m_i drawn from N(m, deviation²)",
     "elasticface_cos_plus": "as `elasticface_cos`, smaller m_i for nearer examples",
     "subcenter_arcface": "cos min(θ + m, π), θ to the nearest of a class's vectors",
-    "mv_arc": "as `arcface`; η = t·c + t - 1 where c > ψ(θ_y)",
-    "mv_am": "as `cosface`; η = t·c + t - 1 where c > ψ(θ_y)",
+    "mv_arc": "as `arcface_easy`; η = t·c + t - 1 where c > cos(θ_y + m)",
+    "mv_am": "cos θ - m where cos θ > m; η = t·c + t - 1 where c > cos θ_y - m",
     "circle": "[1 + m - c]₊·(c - 1 + m); η = [c + m]₊·(c - m); no gradient of [ ]₊",
     "uniface": "cos θ - m; binary: see below",
     "adacos": "cos θ, with s = ln(mean Σ_j≠y exp(s·c_j))/cos min(π/4, median θ_y)",
@@ -200,7 +200,7 @@ other class j, θ the angle between embedding x and class vector. A loss is a ψ
 - `head.detach=auto`, the default, is the table's gradient: `cosine` that of plain
   cosine, `none` through the margin, `angle` that of ψ and η without a margin (not with
   a trained bias). With `none` and the whole margin from the first step, a small set may
-  drive embeddings to the side opposite to their class (`elasticface_arc`, `mv_arc`: the
+  drive embeddings to the side opposite to their class (`elasticface_arc`: the
   logged `target_angle` goes to 180). Then take `cosine`, or let the margin grow, which
   does for ElasticFace ([benchmarks/RESULTS.md](../benchmarks/RESULTS.md)).
 - `head.norm=nfn` or `sfn`: all but {refused(norm="nfn")}.
@@ -255,8 +255,8 @@ Where this is not what the peers' code does, or that not what its paper says:
 
 - `elasticface_*_plus`: the smallest margin goes to the nearest example. The official
   code sorts both, but then picks by index instead of rank: a random permutation.
-- `mv_arc`, `mv_am`: ψ at every angle. FaceX-Zoo has the easy form, with plain cos θ_y
-  where it is ≤ 0 (`mv_arc`) or ≤ m (`mv_am`).
+- `mv_arc`, `mv_am`: plain cos θ_y where it is ≤ 0 (`mv_arc`) or ≤ m (`mv_am`), as in
+  FaceX-Zoo; the paper's formula has the margin at every angle, and did not train here.
 - `adaface`: the angle reaches 0 and π, cosines are exact. The official code stops the
   angle 1e-3 before both ends and clips all cosines to ±(1 - 1e-3). Mean and deviation
   are of the whole batch, there of one GPU's part.

@@ -6,6 +6,9 @@ past (a drawn margin, a quality, a running mean) arrives in the `MarginContext`;
 computes it is in `family`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -114,34 +117,40 @@ def curricularface() -> Margin:
 
 
 def mv_arc(t: float = 1.12) -> Margin:
-    """MV-Arc-Softmax: others above the target's ψ get t·c + t - 1; ψ is ArcFace's.
+    """MV-Arc-Softmax: others above cos(θ_y + m) get t·c + t - 1; ψ is `arcface_easy`'s.
 
     Args:
-      t: weight of the misclassified, at least 1, which is ArcFace.
+      t: weight of the misclassified, at least 1, which is `arcface_easy`.
 
     Raises:
       ValueError: `t` is less than 1.
     """
-    return _misclassified("arcface", t)
+    return _misclassified("arcface_wrap", lambda m: 0.0, t)
 
 
 def mv_am(t: float = 1.12) -> Margin:
-    """MV-AM-Softmax: as `mv_arc` with CosFace's ψ and the same ValueError."""
-    return _misclassified("cosface", t)
+    """MV-AM-Softmax: others above c_y - m; ψ is that where c_y > m, else c_y itself.
+
+    As FaceX-Zoo has it. `t` and the ValueError are `mv_arc`'s.
+    """
+    return _misclassified("cosface", lambda m: m, t)
 
 
-def _misclassified(base: str, t: float) -> Margin:
-    # FaceX-Zoo's has the margin only where cos θ_y > 0 (arc) or > m (am).
+def _misclassified(base: str, edge_of: Callable[[Any], Any], t: float) -> Margin:
     if not t >= 1:
         raise ValueError(f"t of MV-Softmax is {t}, expected at least 1")
     row = MARGINS[base]
+
+    def psi(target_cos, context):
+        within = target_cos > edge_of(context.margin)
+        return jnp.where(within, row.psi(target_cos, context), target_cos)
 
     def eta(cos, target_cos, context):
         above = cos > row.psi(target_cos, context)
         return jnp.where(above, t * cos + t - 1, cos)
 
     source = "MV-Softmax, AAAI 2020; FaceX-Zoo, head/MV_Softmax.py"
-    return Margin(row.psi, eta, 0.0, 0.35, source)
+    return Margin(psi, eta, 0.0, 0.35, source)
 
 
 def circle() -> Margin:

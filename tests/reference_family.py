@@ -87,9 +87,10 @@ def psi_and_eta(name, theta, y, i, m, norm, frozen):
             if j != y and cos[j] > moved:
                 f[j] = cos[j] * (frozen["t"] + cos[j])
     elif name.startswith("mv_"):
-        f[y] = math.cos(min(own + m, math.pi)) if name == "mv_arc" else cos[y] - m
+        moved = math.cos(own + m) if name == "mv_arc" else cos[y] - m
+        f[y] = moved if cos[y] > (0 if name == "mv_arc" else m) else cos[y]
         for j in range(len(f)):
-            if j != y and cos[j] > f[y]:
+            if j != y and cos[j] > moved:
                 f[j] = 1.12 * cos[j] + 0.12
     elif name == "circle":
         weights = frozen["cos"][i]

@@ -320,9 +320,11 @@ def test_arcface_is_a_case_of_several():
     y = y.astype(jnp.int32)
     margin = schedules.constant(0.5)
     base = Head("arcface", C, margin, scale=SCALE, detach="none")(x, y, w, 0)[0]
+    easy = Head("arcface_easy", C, margin, scale=SCALE, detach="none")(x, y, w, 0)[0]
+    mv = Head("mv_arc", C, margin, constants={"t": 1.0}, scale=SCALE, detach="none")
+    np.testing.assert_allclose(mv(x, y, w, 0)[0], easy, rtol=1e-5)
     for name, constants in (
         ("combined", {"m1": 1.0, "m3": 0.0}),
-        ("mv_arc", {"t": 1.0}),
         ("subcenter_arcface", {"centres": 1}),
     ):
         head = Head(name, C, margin, constants=constants, scale=SCALE, detach="none")
