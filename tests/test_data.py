@@ -135,6 +135,13 @@ def test_conditions_are_read_from_a_home_folder(tmp_path, monkeypatch):
         assert truth.shape == (len(found["test"]), len(conditions.CONDITION_NAMES))
 
 
+def test_prepared_data_may_be_in_a_bucket_and_is_written_elsewhere():
+    where = ("ms1m", "", "gs://faces/tfds")
+    assert str(datasets.folder_of(*where)).startswith("gs://faces/tfds/ms1m/default/")
+    with pytest.raises(ValueError, match="a dataset is written to a local"):
+        datasets.writable_folder_of(*where)
+
+
 def as_tar(folder, path):
     with tarfile.open(path, "w") as archive:
         archive.add(folder, arcname="lfw")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -198,6 +199,23 @@ def test_an_embedding_run_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     out = call(embed, *arguments)
     assert numbers == [1, 2]
     assert embedding_files.open_embeddings(out).views.shape == (5, 1, 8)
+
+
+def test_one_bar_counts_the_images_of_all_parts(tmp_path, monkeypatch, capsys):
+    model.save(made(), tmp_path / "m")
+    write_images(tmp_path / "faces", count=81)
+    create = stored.EmbeddingStore.create
+    monkeypatch.setattr(
+        stored.EmbeddingStore,
+        "create",
+        lambda *arguments, **settings: create(*arguments, part_images=32, **settings),
+    )
+    source, out = tmp_path / "faces", tmp_path / "e.npz"
+    call(embed, tmp_path / "m", "--source", source, "--out", out, "--batch_size", 4)
+    bars = capsys.readouterr().err.split("\r")
+    totals = {re.search(r"\d+/(\d+)", bar)[1] for bar in bars if "embedding:" in bar}
+    assert totals == {"81"}
+    assert "81/81" in bars[-1]
 
 
 def test_damaged_images_are_left_out_wherever_they_stand(tmp_path):

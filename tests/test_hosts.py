@@ -286,6 +286,24 @@ def test_one_slurm_task_a_node_takes_all_its_gpus(variables, devices):
     assert found == devices
 
 
+def test_an_address_alone_is_not_enough(tmp_path):
+    command = [sys.executable, "-m", "hyperface_jax.main", "--config=configs/sfr.py"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env=os.environ
+        | xla.environment(1)
+        | {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    (said,) = (x for x in done.stderr.splitlines() if x.startswith("error"))
+    assert said.endswith("give --coordinator, --processes and --process_id)")
+
+
 def test_an_unforeseen_error_ends_all_hosts():
     """Not only errors that we foresee: an ordinary exit would wait for the others."""
     port = free_port()

@@ -148,13 +148,16 @@ def test_what_differs_from_a_published_recipe_is_named(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_the_classes_cost_is_named(tmp_path):
-    keys = {"backbone__name": "sfnet4", "head__class_multiple": 2**16}
-    # 2^16 rows, 32 numbers, three products of two operations.
+    keys = {"backbone__name": "sfnet4", "backbone__embedding_dim": 512}
+    keys["head__class_multiple"] = 2**16
+    # 2^16 rows, 512 numbers, three products of two operations; in chunks four.
     text = plan.report(run_of(tmp_path, **keys))
-    assert "classes all at once, 0.01 GFLOP an image in a step\n" in text
+    assert "classes all at once, 0.20 GFLOP an image in a step\n" in text
+    text = plan.report(run_of(tmp_path, head__chunk=2048, **keys))
+    assert "classes in chunks of 2048, 0.27 GFLOP an image in a step\n" in text
     text = plan.report(run_of(tmp_path, head__sample_rate=0.1, **keys))
     # 16 384 rows a device, 1 638 asked for.
-    drawn = "classes all at once, 1664 drawn on each device (0.102 of all), 0.00 GFLOP"
+    drawn = "classes all at once, 1664 drawn on each device (0.102 of all), 0.02 GFLOP"
     assert drawn in text
 
 
@@ -175,7 +178,7 @@ def test_a_larger_device_keeps_a_larger_matrix():
         platform="gpu", device_kind="NVIDIA H200", memory_stats=lambda: None
     )
     mesh = SimpleNamespace(devices=np.array([[h200]]))
-    assert configured_head.dense_bytes(mesh) > 8 * streaming.DENSE_BYTES / 2
+    assert configured_head.dense_bytes(mesh) == device_memory.of(h200) // 8
     chosen = [
         streaming.choose_chunk(1024, 94208, dense_bytes=limit)
         for limit in (streaming.DENSE_BYTES, configured_head.dense_bytes(mesh))
