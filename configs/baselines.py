@@ -52,8 +52,8 @@ def get_config(arg: str | None = None):
     if values["data"] not in DATA[values["recipe"]]:
         raise ValueError(
             f"data={values['data']} with recipe={values['recipe']}, expected "
-            f"data={' or '.join(DATA[values['recipe']])} (auto is the recipe's own set; "
-            "configs/sfr.py has SphereFace-R's)"
+            f"data={' or '.join(DATA[values['recipe']])} (auto is the recipe's own "
+            "set; configs/sfr.py has SphereFace-R's)"
         )
     config = default_config()
     config.head.loss = values["loss"]
